@@ -1,0 +1,70 @@
+#include "common/base/status.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+const char *td_status_name(td_status st)
+{
+    switch (st) {
+#define NAME(name, code, breaks, text)                                                             \
+    case TD_##name: return #name;
+        TD_STATUS_MAP(NAME)
+#undef NAME
+    }
+    return "UNKNOWN";
+}
+
+const char *td_status_text(td_status st)
+{
+    switch (st) {
+#define TEXT(name, code, breaks, text)                                                             \
+    case TD_##name: return text;
+        TD_STATUS_MAP(TEXT)
+#undef TEXT
+    }
+    return "unknown status";
+}
+
+td_breaks td_status_breaks(td_status st)
+{
+    switch (st) {
+#define BREAKS(name, code, breaks, text)                                                           \
+    case TD_##name: return TD_BREAKS_##breaks;
+        TD_STATUS_MAP(BREAKS)
+#undef BREAKS
+    }
+    return TD_BREAKS_PROCESS;
+}
+
+td_status td_fail(td_err *err, td_status st, const char *fmt, ...)
+{
+    if (err == NULL)
+        return st;
+    va_list ap;
+    va_start(ap, fmt);
+    err->status = st;
+    vsnprintf(err->text, sizeof(err->text), fmt, ap);
+    va_end(ap);
+    return st;
+}
+
+td_status td_fail_prefix(td_err *err, const char *fmt, ...)
+{
+    char prefix[sizeof(err->text)];
+    char joined[2 * sizeof(err->text) + 4];
+    va_list ap;
+    va_start(ap, fmt);
+    vsnprintf(prefix, sizeof(prefix), fmt, ap);
+    va_end(ap);
+    snprintf(joined, sizeof(joined), "%s: %s", prefix, err->text);
+    memcpy(err->text, joined, sizeof(err->text) - 1);
+    err->text[sizeof(err->text) - 1] = '\0';
+    return err->status;
+}
+
+void td_assert_failed(const char *what, const char *file, int line)
+{
+    fprintf(stderr, "assertion failed: %s (%s:%d)\n", what, file, line);
+    abort();
+}
