@@ -1,0 +1,68 @@
+#include "common/kv/slab.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define SLAB_ALIGN 4096U
+
+/* Eight bytes that are no e4m3, bf16 or f32 value a cache holds in a row: each is a quiet NaN
+ * somewhere. */
+static const unsigned char poison_bytes[8] = {0xfd, 0x7f, 0xfd, 0xff, 0xfd, 0x7f, 0xfd, 0xff};
+
+td_status td_kv_slab_init(td_kv_slab *slab, const td_kv_layout *layout, uint32_t n_pages,
+                          int poison, td_err *err)
+{
+    memset(slab, 0, sizeof(*slab));
+    uint64_t stride = layout->page_stride;
+    if (n_pages == 0 || stride == 0 || stride > (SIZE_MAX - SLAB_ALIGN) / n_pages)
+        return td_fail(err, TD_INVALID, "kv slab: %u pages of %llu bytes", n_pages,
+                       (unsigned long long)stride);
+    size_t n_bytes = (size_t)((n_pages * stride + SLAB_ALIGN - 1) / SLAB_ALIGN * SLAB_ALIGN);
+    slab->base = aligned_alloc(SLAB_ALIGN, n_bytes);
+    if (slab->base == NULL)
+        return td_fail(err, TD_NOMEM, "kv slab: no memory for %zu bytes", n_bytes);
+    slab->page_stride = stride;
+    slab->n_pages = n_pages;
+    slab->poison = poison;
+    if (!poison)
+        memset(slab->base, 0, n_bytes); /* touched at boot: a page fault has no place in a step */
+    for (uint32_t page = 0; poison && page < n_pages; page++)
+        td_kv_slab_retire(slab, page);
+    return TD_OK;
+}
+
+void td_kv_slab_fini(td_kv_slab *slab)
+{
+    free(slab->base);
+    memset(slab, 0, sizeof(*slab));
+}
+
+unsigned char *td_kv_slab_page(const td_kv_slab *slab, uint32_t page)
+{
+    td_assert(page < slab->n_pages);
+    return slab->base + page * slab->page_stride;
+}
+
+void td_kv_slab_retire(td_kv_slab *slab, uint32_t page)
+{
+    unsigned char *bytes = td_kv_slab_page(slab, page);
+    if (!slab->poison)
+        return;
+    td_assert(slab->page_stride % sizeof(poison_bytes) == 0);
+    for (uint64_t i = 0; i < slab->page_stride; i += sizeof(poison_bytes))
+        memcpy(bytes + i, poison_bytes, sizeof(poison_bytes));
+}
+
+td_status td_kv_slab_open(td_kv_slab *slab, uint32_t page, td_err *err)
+{
+    unsigned char *bytes = td_kv_slab_page(slab, page);
+    if (slab->poison) {
+        for (uint64_t i = 0; i < slab->page_stride; i++)
+            if (bytes[i] != poison_bytes[i % sizeof(poison_bytes)])
+                return td_fail(err, TD_DATA_LOSS,
+                               "kv slab: free page %u was written to, first at byte %llu", page,
+                               (unsigned long long)i);
+    }
+    memset(bytes, 0, slab->page_stride);
+    return TD_OK;
+}
