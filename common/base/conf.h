@@ -1,6 +1,7 @@
-/* conf.h - one table of knobs per daemon: the table gives the JSON file's keys, the command line's --knobs, --help,
- * bounds and the commented example file. The file is JSON with // and block comments and trailing commas allowed;
- * unknown keys are refused with their line. Command line wins over file, file over default. */
+/* conf.h - one table of knobs per daemon: the table gives the JSON file's keys, the command line's
+ * --knobs, --help, bounds and the commented example file. The file is JSON with // and block
+ * comments and trailing commas allowed; unknown keys are refused with their line. Command line wins
+ * over file, file over default. */
 #ifndef TD_BASE_CONF_H
 #define TD_BASE_CONF_H
 #include "common/base/status.h"
@@ -31,13 +32,14 @@ typedef struct {
     size_t offset;
     td_conf_type type;
     const char *def; /* default, as text; NULL: required (STR) or empty (LIST) */
-    const char *min, *max; /* bounds as text; ENUM: min is "auto|shm|tcp"; LIST: max is its length limit */
-    const char *help;      /* one line, with the unit */
+    const char *min,
+        *max; /* bounds as text; ENUM: min is "auto|shm|tcp"; LIST: max is its length limit */
+    const char *help; /* one line, with the unit */
 } td_conf_field;
 
 typedef struct {
-    const char *program;        /* "tandem-decode" */
-    const char *about;          /* one line for --help */
+    const char *program; /* "tandem-decode" */
+    const char *about;   /* one line for --help */
     const td_conf_field *fields;
     size_t n_fields;
 } td_conf_spec;
@@ -47,15 +49,17 @@ typedef struct {
         name, offsetof(strct, member), TD_CONF_##type, def, min, max, help                         \
     }
 
-/* Fills *conf (zeroed by the caller) from defaults, then the file named by --config FILE, then the command line.
- * TD_OK; TD_EMPTY: --help, --version or --print-config (the example file) was answered on stdout, exit 0;
- * TD_CONFIG with what and where. Positional arguments are refused. */
+/* Fills *conf (zeroed by the caller) from defaults, then the file named by --config FILE, then the
+ * command line. TD_OK; TD_EMPTY: --help, --version or --print-config (the example file) was
+ * answered on stdout, exit 0; TD_CONFIG with what and where. Positional arguments are refused. */
 td_status td_conf_load(const td_conf_spec *spec, int argc, char **argv, void *conf, td_err *err);
 void td_conf_free(const td_conf_spec *spec, void *conf);
 void td_conf_help(const td_conf_spec *spec, FILE *out);
-void td_conf_example(const td_conf_spec *spec, FILE *out); /* every knob commented with help and bounds */
+void td_conf_example(const td_conf_spec *spec,
+                     FILE *out); /* every knob commented with help and bounds */
 /* Removes comments and trailing commas in place, keeping line numbers; strings are left alone. */
 td_status td_json_strip(char *text, size_t n_bytes, td_err *err);
 /* Reads a whole file of at most max_bytes; NUL-terminated, malloc'ed. */
-td_status td_read_file(const char *path, size_t max_bytes, char **out, size_t *n_bytes, td_err *err);
+td_status td_read_file(const char *path, size_t max_bytes, char **out, size_t *n_bytes,
+                       td_err *err);
 #endif

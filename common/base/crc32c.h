@@ -1,5 +1,6 @@
-/* crc32c.h - CRC-32C (Castagnoli, reflected, init and xorout 0xffffffff; RFC 3720 B.4: "123456789" -> 0xe3069283).
- * SSE4.2 with three interleaved streams when the CPU has it, slicing-by-8 otherwise; same value everywhere. */
+/* crc32c.h - CRC-32C (Castagnoli, reflected, init and xorout 0xffffffff; RFC 3720 B.4: "123456789"
+ * -> 0xe3069283). SSE4.2 with three interleaved streams when the CPU has it, slicing-by-8
+ * otherwise; same value everywhere. */
 #ifndef TD_BASE_CRC32C_H
 #define TD_BASE_CRC32C_H
 #include <stddef.h>

@@ -1,5 +1,6 @@
-/* status.h - what every fallible call returns, and the text that goes with it. The band of a code says what must be
- * torn down. A library fills td_err and returns; whoever owns the request, peer or process logs it, once. */
+/* status.h - what every fallible call returns, and the text that goes with it. The band of a code
+ * says what must be torn down. A library fills td_err and returns; whoever owns the request, peer
+ * or process logs it, once. */
 #ifndef TD_BASE_STATUS_H
 #define TD_BASE_STATUS_H
 #include <stdarg.h>
@@ -51,7 +52,8 @@ const char *td_status_name(td_status st); /* "DATA_LOSS" */
 const char *td_status_text(td_status st);
 td_breaks td_status_breaks(td_status st);
 
-/* Fills *err (NULL is fine) and returns st, so that a caller may write `return td_fail(err, TD_IO, ...)`. */
+/* Fills *err (NULL is fine) and returns st, so that a caller may write `return td_fail(err, TD_IO,
+ * ...)`. */
 td_status td_fail(td_err *err, td_status st, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
 /* Puts "<prefix>: " before the text of *err and returns its status. */

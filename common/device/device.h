@@ -1,0 +1,35 @@
+/* device.h - memory, streams and copies of one rank's device. The CPU form is a group of threads;
+ * the CUDA form lives in the CUDA plug-in. A device and its stream belong to one engine thread.
+ * Operations enqueue on the stream and return; the host reads a device result only after
+ * td_stream_sync() (the CPU form has finished when the call returns, but callers may not rely on
+ * it). */
+#ifndef TD_DEVICE_DEVICE_H
+#define TD_DEVICE_DEVICE_H
+#include "common/base/status.h"
+
+#include <stddef.h>
+#include <stdint.h>
+
+typedef struct td_device td_device;
+typedef struct td_stream td_stream;
+
+/* n_threads: how many threads work on an operation, the calling one included; 0 takes the CPUs of
+ * this process. The helpers spin for spin_us after their last work, then sleep on a futex. */
+td_status td_device_open_cpu(uint32_t n_threads, uint32_t spin_us, td_device **out, td_err *err);
+void td_device_close(td_device *device);             /* NULL is fine */
+td_stream *td_device_stream(td_device *device);      /* lives as long as the device */
+const char *td_device_name(const td_device *device); /* "cpu (2 threads, avx512)" */
+
+/* Zeroed, 64-byte aligned. */
+td_status td_device_alloc(td_device *device, size_t n_bytes, void **out, td_err *err);
+void td_device_free(td_device *device, void *ptr); /* NULL is fine */
+
+td_status td_stream_write(td_stream *stream, void *dst_device, const void *src_host,
+                          size_t n_bytes);
+td_status td_stream_read(td_stream *stream, void *dst_host, const void *src_device, size_t n_bytes);
+td_status td_stream_fill(td_stream *stream, void *dst_device, int byte, size_t n_bytes);
+td_status td_stream_copy(td_stream *stream, void *dst_device, const void *src_device,
+                         size_t n_bytes);
+/* Waits until everything enqueued so far is done. */
+td_status td_stream_sync(td_stream *stream, td_err *err);
+#endif

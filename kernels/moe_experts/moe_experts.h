@@ -1,0 +1,30 @@
+/* moe_experts.h - the routed experts that this rank holds (model-spec A.8): y[t] = sum over k in
+ * top-k order of weights[t,k] * f_e(x[t]), e = ids[t,k], for expert_lo <= e < expert_hi; others are
+ * left out. f(x) = down( act( silu(gate(x)) * up(x) ) ); gate(x), up(x) are rounded to act;
+ * down(...) stays f32. dtype e4m3: x comes quantised and the product is quantised again (AQ_128).
+ */
+#ifndef TD_KERNELS_MOE_EXPERTS_H
+#define TD_KERNELS_MOE_EXPERTS_H
+#include "kernels/shapes.h"
+
+typedef struct {
+    const void *x;        /* [T, D] dtype */
+    const float *xs;      /* [T, ceil(D/128)] e4m3 only */
+    const int32_t *ids;   /* [T, K]; < 0: none (padding) */
+    const float *weights; /* [T, K] */
+    const void *gate;     /* [E_local, I, D] dtype */
+    const void *up;       /* [E_local, I, D] */
+    const void *down;     /* [E_local, D, I] */
+    const float *gate_s;  /* [E_local, ceil(I/128), ceil(D/128)] e4m3 only */
+    const float *up_s;
+    const float *down_s; /* [E_local, ceil(D/128), ceil(I/128)] */
+    float *y;            /* [T, D], overwritten (zeros where no expert is ours; also when I is 0) */
+    int T, D, I, K, expert_lo, expert_hi;
+    int ue8m0;
+    td_dtype dtype; /* of x and the weights: e4m3, bf16 or f32 */
+} td_moe_experts_args;
+
+td_status td_moe_experts_ref(const td_moe_experts_args *a,
+                             td_stream *stream); /* plain judge: tests only */
+td_status td_moe_experts_cpu(const td_moe_experts_args *a, td_stream *stream);
+#endif

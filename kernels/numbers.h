@@ -1,0 +1,80 @@
+/* numbers.h - the number formats, scalar (model-spec 0.3). Both the reference and the portable CPU
+ * paths use these. */
+#ifndef TD_KERNELS_NUMBERS_H
+#define TD_KERNELS_NUMBERS_H
+#include "kernels/shapes.h"
+
+#include <math.h>
+#include <string.h>
+
+static inline float td_bf16_to_f32(td_bf16 b)
+{
+    uint32_t u = (uint32_t)b << 16;
+    float f;
+    memcpy(&f, &u, 4);
+    return f;
+}
+
+/* Round to nearest even; NaN stays a (quiet) NaN. */
+static inline td_bf16 td_f32_to_bf16(float f)
+{
+    uint32_t u;
+    memcpy(&u, &f, 4);
+    if ((u & 0x7fffffffu) > 0x7f800000u)
+        return (td_bf16)((u >> 16) | 0x40);
+    return (td_bf16)((u + 0x7fffu + ((u >> 16) & 1)) >> 16);
+}
+
+static inline float td_e4m3_to_f32(uint8_t b)
+{
+    int e = (b >> 3) & 15, m = b & 7;
+    float v = e == 0 ? (float)m * 0x1p-9f : ldexpf((float)(8 + m), e - 10);
+    if ((b & 0x7f) == 0x7f)
+        v = NAN;
+    return (b & 0x80) ? -v : v;
+}
+
+/* Round to nearest even, saturating at 448 (callers clamp first anyway); NaN gives 0x7f. */
+static inline uint8_t td_f32_to_e4m3(float f)
+{
+    uint32_t u;
+    memcpy(&u, &f, 4);
+    uint8_t sign = (uint8_t)((u >> 24) & 0x80);
+    float a = fabsf(f);
+    if (isnan(f))
+        return (uint8_t)(sign | 0x7f);
+    if (a >= 448.0f)
+        return (uint8_t)(sign | 0x7e);
+    if (a < 0x1p-6f) /* subnormals: multiples of 2^-9 */
+        return (uint8_t)(sign | (uint8_t)rintf(a * 512.0f));
+    memcpy(&u, &a, 4);
+    u += 0x7ffffu + ((u >> 20) & 1); /* keep 3 mantissa bits */
+    int e = (int)(u >> 23) - 127 + 7;
+    uint8_t code = (uint8_t)((e << 3) | ((u >> 20) & 7));
+    return (uint8_t)(sign | (code > 0x7e ? 0x7e : code));
+}
+
+/* P2(s): the smallest power of two >= s, for s > 0. */
+static inline float td_pow2_ceil(float s)
+{
+    uint32_t u;
+    memcpy(&u, &s, 4);
+    uint32_t e = ((u >> 23) & 255) + ((u & 0x7fffffu) != 0);
+    u = e << 23;
+    memcpy(&s, &u, 4);
+    return s;
+}
+
+/* The scale of AQ_g for a group whose largest magnitude is amax. */
+static inline float td_quant_scale(float amax, int ue8m0)
+{
+    float s = fmaxf(amax, 1e-4f) * (1.0f / 448.0f);
+    return ue8m0 ? td_pow2_ceil(s) : s;
+}
+
+static inline uint8_t td_quant_code(float x, float scale)
+{
+    float v = x / scale;
+    return td_f32_to_e4m3(v > 448.0f ? 448.0f : v < -448.0f ? -448.0f : v);
+}
+#endif

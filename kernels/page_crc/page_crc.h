@@ -1,0 +1,17 @@
+/* page_crc.h - CRC-32C of a byte range of each page (design.md, KV cache). */
+#ifndef TD_KERNELS_PAGE_CRC_H
+#define TD_KERNELS_PAGE_CRC_H
+#include "kernels/shapes.h"
+
+typedef struct {
+    const unsigned char *base; /* slab */
+    const int32_t *pages;      /* [n] */
+    uint32_t *crc;             /* [n] */
+    uint64_t page_stride, offset, n_bytes;
+    int n;
+} td_page_crc_args;
+
+td_status td_page_crc_ref(const td_page_crc_args *a,
+                          td_stream *stream); /* plain judge: tests only */
+td_status td_page_crc_cpu(const td_page_crc_args *a, td_stream *stream);
+#endif

@@ -1,0 +1,21 @@
+/* rope.h - rotary embedding in place (model-spec A.4) on R dims of every head.
+ *   interleaved: pairs (2i, 2i+1);  half-split: pairs (i, i+R/2).  y1 = x1*c - x2*s;  y2 = x1*s +
+ * x2*c;  f32 inside. Rows with position < 0 are left alone. */
+#ifndef TD_KERNELS_ROPE_H
+#define TD_KERNELS_ROPE_H
+#include "kernels/shapes.h"
+
+typedef struct {
+    void
+        *x; /* act; head h of row t starts at x + t*row_stride + h*head_stride; dims 0..R-1 of it */
+    const int32_t *positions; /* [T] */
+    const float *cos_sin;     /* [max_pos, R/2, 2] f32 */
+    int T, heads, R, max_pos;
+    int64_t row_stride, head_stride;
+    int interleaved;
+    td_dtype act;
+} td_rope_args;
+
+td_status td_rope_ref(const td_rope_args *a, td_stream *stream); /* plain judge: tests only */
+td_status td_rope_cpu(const td_rope_args *a, td_stream *stream);
+#endif

@@ -1,0 +1,18 @@
+/* sum_partials.h - the one rounding after the cross-rank sum: y = act( parts[0] + parts[1] + .. ),
+ * in that order (design.md). */
+#ifndef TD_KERNELS_SUM_PARTIALS_H
+#define TD_KERNELS_SUM_PARTIALS_H
+#include "kernels/shapes.h"
+
+typedef struct {
+    const float *parts; /* [P, T, D]; part p starts at p * part_stride */
+    void *y;            /* [T, D] act, contiguous */
+    int P, T, D;
+    int64_t part_stride;
+    td_dtype act;
+} td_sum_partials_args;
+
+td_status td_sum_partials_ref(const td_sum_partials_args *a,
+                              td_stream *stream); /* plain judge: tests only */
+td_status td_sum_partials_cpu(const td_sum_partials_args *a, td_stream *stream);
+#endif

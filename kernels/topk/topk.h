@@ -1,0 +1,18 @@
+/* topk.h - the k largest of each row's first row_len entries, as ascending positions, -1 behind
+ * them (model-spec A.6). Equal scores: the lowest position wins; NaN counts as -inf. Exact. row_len
+ * <= k selects all without reading logits. */
+#ifndef TD_KERNELS_TOPK_H
+#define TD_KERNELS_TOPK_H
+#include "kernels/shapes.h"
+
+typedef struct {
+    const float *logits;    /* [T, stride] */
+    const int32_t *row_len; /* [T] */
+    int32_t *selected;      /* [T, k] */
+    int T, k;
+    int64_t stride;
+} td_topk_args;
+
+td_status td_topk_ref(const td_topk_args *a, td_stream *stream); /* plain judge: tests only */
+td_status td_topk_cpu(const td_topk_args *a, td_stream *stream);
+#endif
