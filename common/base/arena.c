@@ -1,5 +1,6 @@
 #include "common/base/arena.h"
 
+#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 

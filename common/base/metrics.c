@@ -163,7 +163,7 @@ void td_metric_set_double(td_metric *metric, double value)
 
 void td_metric_observe(td_metric *metric, double seconds)
 {
-    if (metric == NULL)
+    if (metric == NULL || !(seconds >= 0 && seconds < 1e9)) /* NaN too: nothing sensible to add */
         return;
     for (int i = 0; i < N_BUCKETS; i++)
         if (seconds <= bucket_s[i]) {

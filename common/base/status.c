@@ -51,15 +51,14 @@ td_status td_fail(td_err *err, td_status st, const char *fmt, ...)
 
 td_status td_fail_prefix(td_err *err, const char *fmt, ...)
 {
-    char prefix[sizeof(err->text)];
-    char joined[2 * sizeof(err->text) + 4];
+    char old[sizeof(err->text)];
     va_list ap;
+    memcpy(old, err->text, sizeof(old));
     va_start(ap, fmt);
-    vsnprintf(prefix, sizeof(prefix), fmt, ap);
+    int n = vsnprintf(err->text, sizeof(err->text), fmt, ap);
     va_end(ap);
-    snprintf(joined, sizeof(joined), "%s: %s", prefix, err->text);
-    memcpy(err->text, joined, sizeof(err->text) - 1);
-    err->text[sizeof(err->text) - 1] = '\0';
+    if (n >= 0 && (size_t)n < sizeof(err->text))
+        snprintf(err->text + n, sizeof(err->text) - (size_t)n, ": %s", old);
     return err->status;
 }
 

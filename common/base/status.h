@@ -56,7 +56,8 @@ td_breaks td_status_breaks(td_status st);
  * ...)`. */
 td_status td_fail(td_err *err, td_status st, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
-/* Puts "<prefix>: " before the text of *err and returns its status. */
+/* Puts "<prefix>: " before the text of *err (filled, not NULL) and returns its status; the prefix
+ * may not print *err. */
 td_status td_fail_prefix(td_err *err, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
 /* Always on; never judges input from outside; the condition has no side effects. */
