@@ -14,6 +14,7 @@
 #define TD_XFER_MAX_REGIONS 4U
 #define TD_XFER_MAX_DESC_BYTES 16384U
 #define TD_XFER_HOST_ID_BYTES 16U
+#define TD_XFER_INCARNATION_BYTES 64U /* with its NUL */
 
 typedef struct {
     uint64_t base; /* an address in the source's process */
@@ -24,7 +25,7 @@ typedef struct {
 } td_xfer_desc_region;
 
 typedef struct {
-    uint64_t incarnation;
+    char incarnation[TD_XFER_INCARNATION_BYTES];
     uint32_t rank;
     unsigned char
         host_id[TD_XFER_HOST_ID_BYTES]; /* equal: one host, so shared memory is expected */

@@ -20,7 +20,7 @@ typedef struct {
     td_xfer_link link;
     char peer[TD_XFER_PEER_BYTES];
     uint32_t peer_rank;
-    uint64_t peer_incarnation;
+    char peer_incarnation[TD_XFER_INCARNATION_BYTES];
     uint64_t tag;
     td_xfer_link_state state;
     char transport[TD_XFER_TRANSPORT_BYTES]; /* "" until it is known */
