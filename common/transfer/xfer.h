@@ -59,7 +59,7 @@ typedef struct {
     int allow_tcp;           /* AUTO: tcp is no error, neither within a host nor between hosts */
     const char *net_devices; /* UCX device names, "lo" or "eth0,mlx5_0:1"; NULL: any */
     const char *port_range;  /* "7000-7100" for tcp's listening ports; NULL: any */
-    uint64_t incarnation;    /* of this process, random, not 0 */
+    const char *incarnation; /* of this process, as in control messages; 1..63 bytes */
     uint32_t rank;
     const td_xfer_region *regions; /* [n_regions] */
     uint32_t n_regions;
