@@ -38,11 +38,8 @@ typedef struct {
     uint32_t slot, generation;
 } td_xfer_job;
 
-typedef enum {
-    TD_XFER_AUTO,
-    TD_XFER_SHM,
-    TD_XFER_TCP
-} td_xfer_transport; /* knob: "auto|shm|tcp" */
+/* The knob's order: "auto|shm|tcp". */
+typedef enum { TD_XFER_AUTO, TD_XFER_SHM, TD_XFER_TCP } td_xfer_transport;
 
 /* By convention region 0 is the KV pool and region 1 the blobs; a region has the same index and
  * stride at both ends. */
@@ -69,10 +66,9 @@ typedef struct {
     uint32_t gets_per_link; /* 32 in flight */
     int verify;             /* 1: CRC32C of every page range */
     int64_t connect_ms;     /* 2000: no answer by then = the peer is lost */
-    int64_t grace_ms;  /* 50: what a cancelled or late job's last gets are waited for before the
-                          endpoint closes */
-    int64_t stall_ms;  /* 5000: gets out but none came back = try a fresh endpoint */
-    td_ring_wake wake; /* NULL: the caller polls td_xfer_next() */
+    int64_t grace_ms;       /* 50: wait for the last gets of a cancelled or late job, then force */
+    int64_t stall_ms;       /* 5000: gets out but none came back = try a fresh endpoint */
+    td_ring_wake wake;      /* NULL: the caller polls td_xfer_next() */
     void *wake_arg;
     void (*on_thread)(void *arg); /* NULL, or runs first on the transfer thread (device context) */
     void *thread_arg;
@@ -92,10 +88,9 @@ const unsigned char *td_xfer_descriptor(const td_xfer *xfer, size_t *n_bytes);
 typedef struct {
     const unsigned char *desc; /* the peer's descriptor; not kept */
     size_t n_desc_bytes;
-    uint64_t
-        incarnation;  /* what the peer's control connection says it is; the descriptor must agree */
-    const char *peer; /* for errors and tables: "prefill-1" */
-    uint64_t tag;     /* the caller's, handed back in events */
+    const char *incarnation; /* what its control connection says; the descriptor must agree */
+    const char *peer;        /* for errors and tables: "prefill-1" */
+    uint64_t tag;            /* the caller's, handed back in events */
 } td_xfer_link_args;
 
 /* Checks the descriptor and begins to connect; jobs may be given at once. Exactly one
@@ -114,8 +109,7 @@ typedef struct {
 } td_xfer_page;
 
 typedef struct {
-    uint64_t
-        tag; /* the caller's, handed back in the event and shown in tables: the request's number */
+    uint64_t tag; /* the caller's, back in the event and in tables: the request's number */
     uint32_t region;
     uint32_t n_pages;
     uint64_t offset, n_bytes;         /* range within each slot; not empty */
