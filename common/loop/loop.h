@@ -13,14 +13,24 @@
 struct uv_loop_s;
 typedef struct td_loop td_loop;
 
+/* Also ignores SIGPIPE, for the whole process: a write to a lost peer is a status, not a death. */
 td_status td_loop_create(td_loop **out, td_err *err);
-/* NULL is fine. Everything opened on it has been closed; runs the loop until the close callbacks
- * have run. */
+/* NULL is fine. Everything opened on it has been closed and every timer stopped; runs the loop
+ * until the close callbacks have run. */
 void td_loop_destroy(td_loop *loop);
 /* Runs until td_loop_stop(), or until nothing is left that could ever wake it. May be run again. */
 void td_loop_run(td_loop *loop);
 void td_loop_stop(td_loop *loop); /* from a callback: run() returns once it is back in the loop */
 struct uv_loop_s *td_loop_uv(td_loop *loop);
+
+/* Scratch that all sockets of the loop share; what is in it is good until the user returns to the
+ * loop. Reads go through `read`, batches to be written are gathered in `write`: no socket owns a
+ * buffer while it is idle. */
+typedef struct {
+    uint8_t read[65536];
+    uint8_t write[131072];
+} td_loop_scratch;
+td_loop_scratch *td_loop_get_scratch(td_loop *loop);
 
 /* ---- timers ---- */
 typedef struct td_timer td_timer;
@@ -31,7 +41,7 @@ struct td_timer { /* private, but for its size */
     td_timer_fn fn;
     void *user;
     int64_t at_ns, period_ns;
-    td_timer *parent, *child, *prev, *next;
+    td_timer *child, *prev, *next;
     bool armed;
 };
 

@@ -16,7 +16,7 @@ td_status td_mailbox_open(td_loop *loop, size_t capacity_bytes, td_mailbox_fn fn
                           td_mailbox **out, td_err *err);
 /* The one producer thread. TD_FULL: nothing was written. TD_TOO_LARGE: it can never fit. */
 td_status td_mailbox_push(td_mailbox *box, const void *msg, size_t len);
-/* Loop thread, when the producer will push no more. NULL is fine. No callback after this; messages
- * not yet delivered are dropped. */
+/* Loop thread, when the producer's last push has returned (it was joined, or said so by a message
+ * of another way). NULL is fine. No callback after this; messages not yet delivered are dropped. */
 void td_mailbox_close(td_mailbox *box);
 #endif
