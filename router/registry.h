@@ -1,0 +1,71 @@
+/* registry.h - the workers: a control connection to each, a heartbeat that carries state, load and
+ * incarnation, and the choice of the least loaded pair. Overload is not ill health: a full worker
+ * stays reachable. Loop thread. */
+#ifndef TD_ROUTER_REGISTRY_H
+#define TD_ROUTER_REGISTRY_H
+#include "common/rpc/client.h"
+#include "proto/tandem/v1/worker.pb-c.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+
+typedef enum { TD_ROLE_PREFILL, TD_ROLE_DECODE, TD_N_ROLES } td_role;
+
+typedef struct td_registry td_registry;
+typedef struct td_worker td_worker;
+
+/* What a request takes of a worker while it runs there. */
+typedef struct {
+    uint32_t pages;
+    uint64_t tokens;
+} td_claim;
+
+struct td_worker { /* read by dispatch and admin; written by the registry */
+    td_registry *registry;
+    td_role role;
+    char address[272];
+    td_rpc_client *client;
+    td_rpc_request *heartbeat;        /* under way, or NULL */
+    Tandem__V1__WorkerStatus *status; /* the last one heard, or NULL */
+    bool reachable;                   /* it answered within the deadline */
+    bool full;                        /* it refused for want of room since its last heartbeat */
+    char why[256];                    /* why it is not used; "" when it is */
+    int64_t asked_ns, heard_ns;       /* last heartbeat's start and last answer; 0: never */
+    uint32_t n_claims;
+    td_claim claimed;  /* sum over the requests that this router runs there */
+    uint64_t last_use; /* a counter: equal load goes to who waited longest */
+};
+
+typedef struct {
+    td_loop *loop;
+    const char *incarnation; /* the router's */
+    int64_t heartbeat_ms, heartbeat_timeout_ms;
+    /* A worker is lost: out of reach, or another process stands behind its address. */
+    void (*on_lost)(void *user, td_worker *worker, const char *why);
+    void (*on_change)(void *user); /* there may be room or health that was not there before */
+    void *user;
+} td_registry_conf;
+
+td_status td_registry_create(const td_registry_conf *conf, td_registry **out, td_err *err);
+td_status td_registry_add(td_registry *registry, td_role role, const char *address, td_err *err);
+/* Ends heartbeats and connections; on_closed when all are gone and the registry is freed. */
+void td_registry_close(td_registry *registry, void (*on_closed)(void *user), void *user);
+
+uint32_t td_registry_count(const td_registry *registry);
+td_worker *td_registry_worker(td_registry *registry, uint32_t index);
+
+bool td_worker_ready(const td_worker *worker); /* reachable and in state "ready" */
+uint32_t td_worker_total_pages(const td_worker *worker);
+/* Claim fits beside what this router runs there already. */
+bool td_worker_has_room(const td_worker *worker, td_claim claim);
+/* The least loaded ready worker of that role with room, `not` left out (NULL: none is). NULL: no
+ * such worker. */
+td_worker *td_registry_pick(td_registry *registry, td_role role, td_claim claim,
+                            const td_worker *not_this);
+bool td_registry_any_ready(const td_registry *registry, td_role role, const td_worker *not_this);
+/* The most pages that any ready worker of that role has in all; 0: none is ready. */
+uint32_t td_registry_most_pages(const td_registry *registry, td_role role);
+void td_worker_claim(td_worker *worker, td_claim claim);
+void td_worker_unclaim(td_worker *worker, td_claim claim);
+const char *td_role_name(td_role role);
+#endif
