@@ -1,0 +1,55 @@
+/* decode_step.h - the decoder of one rank: continuous batching with chained drafts (model-spec
+ * A.12, D.3, D.4; the hand-over of D.5 as tandem does it). A sequence joins with its prompt's KV in
+ * the cache, its first token and the hidden state of the prompt's last position; every step drafts
+ * up to k tokens, verifies them in batch x (k+1) rows and keeps what the target itself would have
+ * drawn. A sequence's tokens depend neither on the others of the batch nor on k. */
+#ifndef TD_MODEL_DECODE_STEP_H
+#define TD_MODEL_DECODE_STEP_H
+#include "model/engine.h"
+
+#define TD_DECODE_MAX_DRAFTS 8
+
+typedef struct td_decode td_decode;
+
+typedef struct {
+    int32_t prompt_len;  /* positions 0..prompt_len-1 are in the target's cache, 0..prompt_len-2 in
+                            the draft layer's; >= 1 */
+    int32_t first_token; /* the token at position prompt_len */
+    const void *hidden;  /* device memory, [hidden_size] act; may be NULL when max_drafts is 0 */
+    const uint32_t *pages; /* [n_pages], copied; see td_decode_pages() */
+    uint32_t n_pages;
+    int32_t max_new_tokens; /* the first token not counted; >= 0 */
+    uint32_t max_drafts;    /* of this sequence; <= the decoder's */
+    td_sampling sampling;   /* min_tokens counts the first token as token 1 */
+} td_decode_seq;
+
+typedef struct {
+    uint32_t slot;
+    uint32_t n_tokens; /* 1..k+1 new tokens, in order; never more than were left */
+    int32_t tokens[TD_DECODE_MAX_DRAFTS + 1];
+    uint32_t n_drafted; /* drafts that were verified */
+    uint32_t n_accepted;
+    int done; /* max_new_tokens are there: the sequence takes part no more and should leave */
+} td_decode_result;
+
+/* Positions that a sequence may write: prompt + max_new_tokens + max_drafts; pages for them. */
+uint32_t td_decode_pages(int32_t prompt_len, int32_t max_new_tokens, uint32_t max_drafts);
+
+/* max_drafts: k; 0 needs no draft layer. pad_rows: the batch is padded to a multiple of so many
+ * sequences (fixed shapes for graphs); 0 or 1: not at all. */
+td_status td_decode_create(const td_engine_config *config, uint32_t max_seqs, uint32_t max_drafts,
+                           uint32_t pad_seqs, td_decode **out, td_err *err);
+void td_decode_destroy(td_decode *decode); /* NULL is fine */
+/* Puts a sequence into a free slot 0..max_seqs-1 between two steps. TD_INVALID says what is wrong
+ * with it. */
+td_status td_decode_join(td_decode *decode, uint32_t slot, const td_decode_seq *seq, td_err *err);
+void td_decode_leave(td_decode *decode, uint32_t slot); /* a free slot is fine; between two steps */
+/* One step over all sequences that are not done. results [max_seqs]; *n_results of them are
+ * written. With nothing to do *n_results is 0. An error leaves the decoder unusable. */
+td_status td_decode_run(td_decode *decode, td_decode_result *results, uint32_t *n_results,
+                        td_err *err);
+/* Of the last step and slot: host copies, for tests. logits [k+1, V]: rows of the verify step. */
+td_status td_decode_read_logits(td_decode *decode, uint32_t slot, float *logits, td_err *err);
+uint32_t td_decode_active(const td_decode *decode); /* sequences that are not done */
+uint64_t td_decode_device_bytes(const td_decode *decode);
+#endif

@@ -1,0 +1,86 @@
+/* weights.h - one rank's share of a checkpoint in device memory, in the form that the operations
+ * take (model-spec A.2; design.md, context parallelism).
+ *   quantised mode: e4m3 weights with their scales as stored, bf16 weights as stored, kv_b_proj
+ *   dequantised to bf16 for the absorbed form.    precise mode: everything f32.
+ * Attention, indexer, gate, embedding and head are whole on every rank. */
+#ifndef TD_MODEL_WEIGHTS_H
+#define TD_MODEL_WEIGHTS_H
+#include "common/device/device.h"
+#include "kernels/shapes.h"
+#include "model/checkpoint.h"
+#include "model/config.h"
+#include "model/cp_split.h"
+
+typedef struct {    /* y = x * w^T */
+    void *w;        /* [N, K] dtype */
+    float *ws;      /* [ceil(N/128), ceil(K/128)] e4m3 only */
+    int32_t N, K;   /* this rank's; either may be 0 */
+    td_dtype dtype; /* e4m3, bf16 or f32 */
+} td_linear;
+
+typedef struct { /* I is this rank's width (fused), or the whole one (ep, dense in ep mode) */
+    td_linear gate, up; /* [I, D] */
+    td_linear down;     /* [D, I] */
+} td_mlp_weights;
+
+typedef struct {          /* E experts of this rank, [expert_lo, expert_hi) */
+    void *gate, *up;      /* [E, I, D] dtype */
+    void *down;           /* [E, D, I] */
+    float *gate_s, *up_s; /* [E, ceil(I/128), ceil(D/128)] e4m3 only */
+    float *down_s;        /* [E, ceil(D/128), ceil(I/128)] e4m3 only */
+    int32_t expert_lo, expert_hi, I;
+    td_dtype dtype;
+} td_expert_weights;
+
+typedef struct {
+    float *input_norm, *post_norm, *q_a_norm, *kv_a_norm; /* f32 whatever the file has */
+    td_linear q_a, q_b, kv_a, o;
+    void *w_uk; /* [H, C, nope] act: q~ = w_uk q_nope (transposed from kv_b_proj) */
+    void *w_uv; /* [H, v, C]    act: o = w_uv u */
+    td_linear index_q, index_k, index_w; /* wq_b, wk, weights_proj */
+    float *index_k_norm_w, *index_k_norm_b;
+    int is_moe;
+    td_mlp_weights mlp; /* dense layer, or the shared expert(s) of a MoE layer (N 0: none) */
+    td_linear gate;     /* MoE: [E, D] bf16 or f32 */
+    float *gate_bias;   /* MoE: [E] */
+    td_expert_weights experts;
+    /* The draft layer only (model-spec A.12): */
+    float *e_norm, *h_norm, *head_norm;
+    td_linear eh;
+} td_layer_weights;
+
+typedef struct {
+    td_model_config config;
+    int precise;
+    td_dtype act; /* bf16, or f32 in precise mode */
+    td_moe_mode moe;
+    int32_t rank, n_ranks;
+    void *embed;              /* [V, D] act */
+    td_linear head;           /* [V, D] */
+    float *final_norm;        /* [D] */
+    int32_t n_layers;         /* of the target */
+    int has_draft;            /* layers[n_layers] is the draft layer */
+    td_layer_weights *layers; /* [n_layers + has_draft] */
+    uint64_t n_bytes;         /* of device memory */
+    td_device *device;
+    void **allocations; /* owned */
+    uint32_t n_allocations;
+} td_weights;
+
+typedef struct {
+    int precise;
+    td_moe_mode moe;
+    int32_t rank, n_ranks;
+    int without_draft; /* leave the draft layer out even if it is there */
+    int check_finite;  /* refuse weights with NaN or infinity; reads everything once more */
+} td_weights_options;
+
+/* TD_CONFIG: a tensor is missing or has another shape or dtype than config.json asks for (names it,
+ * with what was found and expected); TD_DATA_LOSS: not finite; TD_NOMEM. The draft layer is left
+ * out when config.json names one and the checkpoint has no tensor of it. The checkpoint may be
+ * closed afterwards; the device must outlive the weights. */
+td_status td_weights_load(const td_checkpoint *ckpt, const td_model_config *config,
+                          const td_weights_options *options, td_device *device, td_weights **out,
+                          td_err *err);
+void td_weights_destroy(td_weights *weights); /* NULL and half-loaded are fine */
+#endif
