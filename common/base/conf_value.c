@@ -164,7 +164,7 @@ no_memory:
 static td_status check_bounds(const td_conf_field *field, const value *v, const char *text,
                               td_err *err)
 {
-    value bound;
+    value bound = {0};
     for (int upper = 0; upper < 2; upper++) {
         const char *limit = upper ? field->max : field->min;
         if (limit == NULL)
@@ -181,7 +181,7 @@ static td_status check_bounds(const td_conf_field *field, const value *v, const 
 
 static td_status check_list(const td_conf_field *field, const td_conf_list *list, td_err *err)
 {
-    value limit;
+    value limit = {0};
     if (field->max == NULL)
         return TD_OK;
     bool good = parse_number(TD_CONF_U32, field->max, &limit);

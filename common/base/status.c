@@ -37,7 +37,7 @@ td_breaks td_status_breaks(td_status st)
     return TD_BREAKS_PROCESS;
 }
 
-td_status td_fail(td_err *err, td_status st, const char *fmt, ...)
+td_status(td_fail)(td_err *err, td_status st, const char *fmt, ...)
 {
     if (err == NULL)
         return st;
@@ -49,7 +49,7 @@ td_status td_fail(td_err *err, td_status st, const char *fmt, ...)
     return st;
 }
 
-td_status td_fail_prefix(td_err *err, const char *fmt, ...)
+td_status(td_fail_prefix)(td_err *err, const char *fmt, ...)
 {
     char old[sizeof(err->text)];
     va_list ap;
