@@ -160,11 +160,14 @@ void td_emitter_shown(td_emitter *e)
     while (n < e->n_ids && e->ends[n] <= e->n_ready)
         n++;
     e->n_ids -= n;
-    memmove(e->ids, e->ids + n, e->n_ids * sizeof(*e->ids));
-    memmove(e->ends, e->ends + n, e->n_ids * sizeof(*e->ends));
+    if (e->n_ids > 0) {
+        memmove(e->ids, e->ids + n, e->n_ids * sizeof(*e->ids));
+        memmove(e->ends, e->ends + n, e->n_ids * sizeof(*e->ends));
+    }
     for (uint32_t i = 0; i < e->n_ids; i++)
         e->ends[i] -= e->n_ready;
     e->n_text -= e->n_ready;
-    memmove(e->text, e->text + e->n_ready, e->n_text);
+    if (e->n_text > 0)
+        memmove(e->text, e->text + e->n_ready, e->n_text);
     e->n_ready = 0;
 }

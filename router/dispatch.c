@@ -1,0 +1,500 @@
+#include "router/dispatch.h"
+
+#include "common/base/clock.h"
+#include "common/base/log.h"
+#include "common/serve/message.h"
+#include "proto/tandem/v1/decode.pb-c.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define MAX_ATTEMPTS 2
+#define DEFAULT_PAGE_TOKENS 64
+
+struct td_dispatch {
+    td_dispatch_conf conf;
+    td_record *head, *tail; /* the queue */
+    td_record **running;    /* [max_requests], [n_running] in use */
+    uint32_t n_running, n_queued;
+    td_task pump;
+    td_metric *m_active, *m_queued, *m_streams, *m_retries;
+};
+
+static td_dispatch *owner(const td_record *r)
+{
+    return r->timer.user;
+}
+
+/* ---- queue ---- */
+
+static void queue_insert(td_dispatch *d, td_record *r, bool first)
+{
+    r->prev = first ? NULL : d->tail;
+    r->next = first ? d->head : NULL;
+    *(r->prev != NULL ? &r->prev->next : &d->head) = r;
+    *(r->next != NULL ? &r->next->prev : &d->tail) = r;
+    r->state = TD_RECORD_QUEUED;
+    d->n_queued++;
+    td_metric_set(d->m_queued, d->n_queued);
+}
+
+static void queue_remove(td_dispatch *d, td_record *r)
+{
+    *(r->prev != NULL ? &r->prev->next : &d->head) = r->next;
+    *(r->next != NULL ? &r->next->prev : &d->tail) = r->prev;
+    r->prev = r->next = NULL;
+    d->n_queued--;
+    td_metric_set(d->m_queued, d->n_queued);
+    td_timer_stop(&r->timer);
+}
+
+/* ---- end of a record ---- */
+
+void td_record_free(td_record *r)
+{
+    if (r == NULL)
+        return;
+    free(r->prompt);
+    free(r->generated);
+    free(r);
+}
+
+static void leave_workers(td_dispatch *d, td_record *r)
+{
+    for (int role = 0; role < TD_N_ROLES; role++) {
+        if (r->worker[role] != NULL)
+            td_worker_unclaim(r->worker[role], r->claim[role]);
+        r->worker[role] = NULL;
+    }
+    for (uint32_t i = 0; i < d->n_running; i++) {
+        if (d->running[i] != r)
+            continue;
+        d->running[i] = d->running[--d->n_running];
+        td_metric_set(d->m_streams, d->n_running);
+        break;
+    }
+    td_task_defer(&d->pump);
+}
+
+static void detach(td_dispatch *d, td_record *r)
+{
+    if (r->state == TD_RECORD_QUEUED)
+        queue_remove(d, r);
+    td_rpc_request_cancel(r->stream);
+    r->stream = NULL;
+    leave_workers(d, r);
+    r->state = TD_RECORD_ENDED;
+    td_metric_set(d->m_active, d->n_queued + d->n_running);
+}
+
+static void end_record(td_dispatch *d, td_record *r, td_grpc_status status,
+                       const char *finish_reason, const char *message)
+{
+    td_outcome outcome = {.status = status, .finish_reason = finish_reason};
+    snprintf(outcome.message, sizeof(outcome.message), "%s", message);
+    detach(d, r);
+    r->on_end(r, &outcome);
+    td_record_free(r);
+}
+
+void td_dispatch_cancel(td_dispatch *d, td_record *r)
+{
+    detach(d, r);
+    td_record_free(r);
+}
+
+/* ---- a running record ---- */
+
+static void start_again_or_end(td_dispatch *d, td_record *r, const char *message)
+{
+    if (r->streamed || r->n_attempts >= MAX_ATTEMPTS) {
+        end_record(d, r, TD_GRPC_UNAVAILABLE, NULL, message);
+        return;
+    }
+    td_worker *decode = r->worker[TD_ROLE_DECODE], *prefill = r->worker[TD_ROLE_PREFILL];
+    bool prefill_lost = strcmp(r->lost_side, "prefill") == 0 && td_worker_ready(decode);
+    r->avoid[TD_ROLE_DECODE] = prefill_lost ? NULL : decode;
+    r->avoid[TD_ROLE_PREFILL] = prefill_lost ? prefill : NULL;
+    td_role role = prefill_lost ? TD_ROLE_PREFILL : TD_ROLE_DECODE;
+    if (!td_registry_any_ready(d->conf.registry, role, r->avoid[role])) {
+        char text[500];
+        snprintf(text, sizeof(text), "%.300s; no other %s daemon is ready", message,
+                 td_role_name(role));
+        end_record(d, r, TD_GRPC_UNAVAILABLE, NULL, text);
+        return;
+    }
+    td_warn("request.retry", "req=%s lost=%s decode=%s prefill=%s why=\"%.300s\"", r->id,
+            td_role_name(role), decode->address, prefill->address, message);
+    td_metric_add(d->m_retries, 1);
+    r->stream = NULL;
+    r->n_generated = 0;
+    r->lost_side[0] = '\0';
+    leave_workers(d, r);
+    queue_insert(d, r, true);
+    td_timer_at(&r->timer, r->deadline_ns);
+}
+
+static void wait_for_room(td_dispatch *d, td_record *r)
+{
+    for (int role = 0; role < TD_N_ROLES; role++)
+        r->worker[role]->full = true; /* until its next heartbeat */
+    r->n_attempts--;
+    r->stream = NULL;
+    leave_workers(d, r);
+    queue_insert(d, r, true);
+    td_timer_at(&r->timer, r->deadline_ns);
+}
+
+static void on_stream_end(td_rpc_request *req, void *user, td_grpc_status status,
+                          const char *message)
+{
+    td_record *r = user;
+    td_dispatch *d = owner(r);
+    (void)req;
+    r->stream = NULL;
+    switch (status) {
+    case TD_GRPC_OK:
+        if (r->finish_reason == NULL)
+            end_record(d, r, TD_GRPC_INTERNAL, NULL, "decode ended the stream without a reason");
+        else
+            end_record(d, r, TD_GRPC_OK, r->finish_reason, "");
+        return;
+    case TD_GRPC_UNAVAILABLE: start_again_or_end(d, r, message); return;
+    case TD_GRPC_RESOURCE_EXHAUSTED:
+        if (!r->streamed) {
+            wait_for_room(d, r);
+            return;
+        }
+        break;
+    default: break;
+    }
+    end_record(d, r, status, NULL, message);
+}
+
+static td_status keep_tokens(td_record *r, const uint32_t *ids, size_t n)
+{
+    if (r->n_generated + n > r->max_tokens)
+        return TD_PROTOCOL;
+    if (r->n_generated + n > r->generated_capacity) {
+        size_t capacity = 2 * (r->n_generated + n);
+        uint32_t *grown = realloc(r->generated, capacity * sizeof(*grown));
+        if (grown == NULL)
+            return TD_NOMEM;
+        r->generated = grown;
+        r->generated_capacity = (uint32_t)capacity;
+    }
+    memcpy(r->generated + r->n_generated, ids, n * sizeof(*ids));
+    r->n_generated += (uint32_t)n;
+    return TD_OK;
+}
+
+static void on_event(td_rpc_request *req, void *user, const void *msg, size_t len)
+{
+    td_record *r = user;
+    td_dispatch *d = owner(r);
+    ProtobufCMessage *message;
+    td_err err;
+    (void)req;
+    if (td_message_unpack(&tandem__v1__decode_event__descriptor, msg, len, &message, &err) !=
+        TD_OK) {
+        end_record(d, r, TD_GRPC_INTERNAL, NULL, err.text);
+        return;
+    }
+    Tandem__V1__DecodeEvent *event = (Tandem__V1__DecodeEvent *)message;
+    if (event->failure != NULL) {
+        snprintf(r->lost_side, sizeof(r->lost_side), "%s", event->failure->side);
+        snprintf(r->lost_peer, sizeof(r->lost_peer), "%s", event->failure->peer);
+    }
+    r->n_drafted = event->drafted_tokens;
+    r->n_accepted = event->accepted_tokens;
+    r->admission_s = event->admission_s;
+    r->prefill_s = event->prefill_s;
+    r->transfer_s = event->transfer_s;
+    td_status st = keep_tokens(r, event->token_ids, event->n_token_ids);
+    uint32_t first = r->n_generated - (uint32_t)event->n_token_ids,
+             n = (uint32_t)event->n_token_ids;
+    if (event->finish_reason[0] != '\0')
+        r->finish_reason = strcmp(event->finish_reason, "length") == 0 ? "length" : "stop";
+    if (st == TD_OK && n > 0 && r->first_token_ns == 0)
+        r->first_token_ns = td_now_ns();
+    if (st == TD_OK && n > 0)
+        r->on_tokens(r, r->generated + first, n); /* may cancel the record: not used after this */
+    tandem__v1__decode_event__free_unpacked(event, NULL);
+    if (st != TD_OK)
+        end_record(d, r, st == TD_NOMEM ? TD_GRPC_RESOURCE_EXHAUSTED : TD_GRPC_INTERNAL, NULL,
+                   st == TD_NOMEM ? "no memory for tokens"
+                                  : "decode sent more tokens than asked for");
+}
+
+/* ---- placing ---- */
+
+static uint32_t page_tokens(const td_worker *w)
+{
+    return w->status->page_tokens > 0 ? w->status->page_tokens : DEFAULT_PAGE_TOKENS;
+}
+
+static td_claim claim_on(const td_worker *w, const td_record *r)
+{
+    uint64_t tokens = r->n_prompt;
+    if (w->role == TD_ROLE_DECODE)
+        tokens += r->max_tokens + w->status->drafts;
+    return (td_claim){.pages = (uint32_t)((tokens + page_tokens(w) - 1) / page_tokens(w)),
+                      .tokens = tokens};
+}
+
+/* The claim is the same on every worker of a role unless their page sizes differ; any ready one
+ * tells. */
+static bool claim_for(td_dispatch *d, const td_record *r, td_role role, td_claim *out)
+{
+    for (uint32_t i = 0; i < td_registry_count(d->conf.registry); i++) {
+        const td_worker *w = td_registry_worker(d->conf.registry, i);
+        if (w->role != role || !td_worker_ready(w))
+            continue;
+        *out = claim_on(w, r);
+        return true;
+    }
+    return false;
+}
+
+static td_status start(td_record *r, td_err *err)
+{
+    Tandem__V1__Sampling sampling = TANDEM__V1__SAMPLING__INIT;
+    sampling.temperature = r->sampling.temperature;
+    sampling.top_p = r->sampling.top_p;
+    sampling.top_k = r->sampling.top_k;
+    sampling.seed = r->sampling.seed;
+    sampling.min_tokens = r->sampling.min_tokens;
+    sampling.n_stop_token_ids = r->sampling.n_stop_ids;
+    sampling.stop_token_ids = r->sampling.stop_ids;
+    Tandem__V1__DecodeRequest msg = TANDEM__V1__DECODE_REQUEST__INIT;
+    msg.request_id = r->id;
+    msg.n_token_ids = r->n_prompt;
+    msg.token_ids = r->prompt;
+    msg.max_tokens = r->max_tokens;
+    msg.sampling = &sampling;
+    msg.prefill_address = r->worker[TD_ROLE_PREFILL]->address;
+    msg.prefill_incarnation = r->worker[TD_ROLE_PREFILL]->status->incarnation;
+    td_rpc_header headers[] = {{"x-request-id", r->id}};
+    td_rpc_request_args args = {
+        .path = "/tandem.v1.Decode/Generate",
+        .deadline_ns = r->deadline_ns,
+        .headers = headers,
+        .n_headers = 1,
+        .on_message = on_event,
+        .on_finish = on_stream_end,
+        .user = r,
+    };
+    return td_message_start(r->worker[TD_ROLE_DECODE]->client, &args, &msg.base, &r->stream, err);
+}
+
+/* A ready pair with room; fills the record's claims. */
+static bool find_pair(td_dispatch *d, td_record *r, td_worker *chosen[TD_N_ROLES])
+{
+    for (int role = 0; role < TD_N_ROLES; role++) {
+        if (!claim_for(d, r, (td_role)role, &r->claim[role]))
+            return false;
+        chosen[role] =
+            td_registry_pick(d->conf.registry, (td_role)role, r->claim[role], r->avoid[role]);
+        if (chosen[role] == NULL)
+            return false;
+    }
+    return true;
+}
+
+/* True: it runs now, or it has ended. */
+static bool place(td_dispatch *d, td_record *r)
+{
+    td_worker *chosen[TD_N_ROLES];
+    if (!find_pair(d, r, chosen))
+        return false;
+    queue_remove(d, r);
+    r->state = TD_RECORD_RUNNING;
+    r->n_attempts++;
+    if (r->placed_ns == 0)
+        r->placed_ns = td_now_ns();
+    d->running[d->n_running++] = r;
+    td_metric_set(d->m_streams, d->n_running);
+    for (int role = 0; role < TD_N_ROLES; role++) {
+        r->worker[role] = chosen[role];
+        td_worker_claim(chosen[role], r->claim[role]);
+    }
+    td_err err;
+    if (start(r, &err) != TD_OK)
+        start_again_or_end(d, r, err.text);
+    return true;
+}
+
+/* In order of arrival: a large request is not overtaken for ever by small ones. One that leaves a
+ * worker out, or that no worker is ready for, does not hold up the others. */
+static void pump(td_task *task, void *user)
+{
+    td_dispatch *d = user;
+    (void)task;
+    for (td_record *r = d->head, *next; r != NULL; r = next) {
+        next = r->next;
+        bool special = r->avoid[TD_ROLE_PREFILL] != NULL || r->avoid[TD_ROLE_DECODE] != NULL;
+        if (!place(d, r) && !special)
+            break;
+    }
+}
+
+void td_dispatch_pump(td_dispatch *d)
+{
+    if (d->head != NULL)
+        td_task_defer(&d->pump);
+}
+
+static bool pair_is_ready(const td_dispatch *d, const td_record *r, td_role *missing)
+{
+    for (int role = 0; role < TD_N_ROLES; role++) {
+        *missing = (td_role)role;
+        if (!td_registry_any_ready(d->conf.registry, *missing, r->avoid[role]))
+            return false;
+    }
+    return true;
+}
+
+/* A queued record has waited long enough: for a ready pair, or for room. */
+static void on_wait_over(td_timer *timer, void *user)
+{
+    td_dispatch *d = user;
+    td_record *r = (td_record *)((char *)timer - offsetof(td_record, timer));
+    int64_t now = td_now_ns();
+    td_role missing;
+    if (!pair_is_ready(d, r, &missing)) {
+        char text[100];
+        snprintf(text, sizeof(text), "no %s%s daemon is ready",
+                 r->avoid[missing] != NULL ? "other " : "", td_role_name(missing));
+        end_record(d, r, TD_GRPC_UNAVAILABLE, NULL, text);
+        return;
+    }
+    if (now < r->deadline_ns) {
+        td_timer_at(timer, r->deadline_ns);
+        return;
+    }
+    char text[200];
+    snprintf(text, sizeof(text), "no room: waited %.3f s for %u pages of prefill and %u of decode",
+             (double)(now - r->arrived_ns) / 1e9, r->claim[TD_ROLE_PREFILL].pages,
+             r->claim[TD_ROLE_DECODE].pages);
+    end_record(d, r, TD_GRPC_RESOURCE_EXHAUSTED, NULL, text);
+}
+
+static td_status check_fits(td_dispatch *d, td_record *r, td_err *err)
+{
+    for (int role = 0; role < TD_N_ROLES; role++) {
+        td_claim claim;
+        if (!claim_for(d, r, (td_role)role, &claim))
+            continue; /* nobody to ask: it waits */
+        uint32_t most = td_registry_most_pages(d->conf.registry, (td_role)role);
+        if (claim.pages > most)
+            return td_fail(err, TD_EXHAUSTED,
+                           "can never fit: needs %u KV pages (%u prompt + %u max_tokens) of a %s "
+                           "daemon, the largest has %u",
+                           claim.pages, r->n_prompt, r->max_tokens, td_role_name((td_role)role),
+                           most);
+    }
+    return TD_OK;
+}
+
+td_status td_dispatch_submit(td_dispatch *d, td_record *r, td_err *err)
+{
+    td_status st = check_fits(d, r, err);
+    if (st != TD_OK)
+        goto refuse;
+    if (d->n_running + d->n_queued >= d->conf.max_requests) {
+        st = td_fail(err, TD_EXHAUSTED, "%u requests are active, the most there may be",
+                     d->conf.max_requests);
+        goto refuse;
+    }
+    td_timer_init(&r->timer, d->conf.loop, on_wait_over, d);
+    td_worker *chosen[TD_N_ROLES];
+    if (d->n_queued >= d->conf.queue_length && (d->n_queued > 0 || !find_pair(d, r, chosen))) {
+        st = td_fail(err, TD_EXHAUSTED, "no room now, and the queue of %u requests is full",
+                     d->conf.queue_length);
+        goto refuse;
+    }
+    queue_insert(d, r, false);
+    int64_t wait_ns = r->arrived_ns + d->conf.worker_wait_ms * TD_NS_PER_MS;
+    td_timer_at(&r->timer, wait_ns < r->deadline_ns ? wait_ns : r->deadline_ns);
+    td_task_defer(&d->pump);
+    td_metric_set(d->m_active, d->n_queued + d->n_running);
+    return TD_OK;
+refuse:
+    td_record_free(r);
+    return st;
+}
+
+void td_dispatch_worker_lost(td_dispatch *d, td_worker *worker, const char *why)
+{
+    char text[600];
+    snprintf(text, sizeof(text), "%s daemon %s: %.250s", td_role_name(worker->role),
+             worker->address, why);
+    if (worker->role ==
+        TD_ROLE_DECODE) /* a lost prefill is decode's to notice: it may have its KV already */
+        for (uint32_t i = d->n_running; i-- > 0;) {
+            td_record *r = d->running[i];
+            if (r->worker[TD_ROLE_DECODE] != worker)
+                continue;
+            td_rpc_request_cancel(r->stream);
+            r->stream = NULL;
+            start_again_or_end(d, r, text);
+        }
+    int64_t wait_ns = td_now_ns() + d->conf.worker_wait_ms * TD_NS_PER_MS;
+    for (td_record *r = d->head; r != NULL; r = r->next) {
+        td_role missing;
+        if (!pair_is_ready(d, r, &missing) && wait_ns < r->deadline_ns)
+            td_timer_at(&r->timer, wait_ns);
+    }
+}
+
+td_status td_dispatch_create(const td_dispatch_conf *conf, td_dispatch **out, td_err *err)
+{
+    td_dispatch *d = calloc(1, sizeof(*d));
+    if (d == NULL)
+        goto fail;
+    d->conf = *conf;
+    d->running = calloc(conf->max_requests, sizeof(*d->running));
+    if (d->running == NULL)
+        goto fail;
+    td_task_init(&d->pump, conf->loop, pump, d);
+    d->m_active = td_metrics_get(conf->metrics, TD_GAUGE, "tandem_requests_active", "",
+                                 "requests in the router, the waiting ones included");
+    d->m_queued = td_metrics_get(conf->metrics, TD_GAUGE, "tandem_requests_queued", "",
+                                 "requests that wait for a pair with room");
+    d->m_streams = td_metrics_get(conf->metrics, TD_GAUGE, "tandem_streams_open", "",
+                                  "streams to decode daemons");
+    d->m_retries = td_metrics_get(conf->metrics, TD_COUNTER, "tandem_requests_retried_total", "",
+                                  "requests started once more on another pair");
+    *out = d;
+    return TD_OK;
+fail:
+    td_dispatch_destroy(d);
+    return td_fail(err, TD_NOMEM, "dispatch: no memory for %u requests", conf->max_requests);
+}
+
+void td_dispatch_destroy(td_dispatch *d)
+{
+    if (d == NULL)
+        return;
+    td_assert(d->n_running == 0 && d->n_queued == 0);
+    if (d->conf.loop != NULL)
+        td_task_cancel(&d->pump);
+    free(d->running);
+    free(d);
+}
+
+void td_dispatch_set_registry(td_dispatch *d, td_registry *registry)
+{
+    d->conf.registry = registry;
+}
+
+uint32_t td_dispatch_active(const td_dispatch *d)
+{
+    return d->n_queued + d->n_running;
+}
+
+uint32_t td_dispatch_queued(const td_dispatch *d)
+{
+    return d->n_queued;
+}

@@ -1,0 +1,64 @@
+/* record.h - one request as the router knows it, from its arrival to its end. It keeps the prompt
+ * and every generated token, so that a stream can go on elsewhere (carrying on in mid-stream comes
+ * later). Loop thread. */
+#ifndef TD_ROUTER_RECORD_H
+#define TD_ROUTER_RECORD_H
+#include "common/loop/loop.h"
+#include "router/registry.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#define TD_REQUEST_ID_BYTES 129 /* with its NUL */
+#define TD_MAX_STOP_IDS 64
+
+typedef enum {
+    TD_RECORD_QUEUED,  /* waits for a pair with room */
+    TD_RECORD_RUNNING, /* has a stream to a decode daemon */
+    TD_RECORD_ENDED,
+} td_record_state;
+
+typedef struct {
+    float temperature, top_p;
+    uint32_t top_k, min_tokens;
+    uint64_t seed;
+    uint32_t
+        stop_ids[TD_MAX_STOP_IDS]; /* [n_stop_ids], the model's end-of-sequence ids among them */
+    uint32_t n_stop_ids;
+} td_sampling;
+
+/* How a request ended; strings live as long as the record. */
+typedef struct {
+    td_grpc_status status;
+    char message[600];
+    const char *finish_reason; /* "stop", "length"; NULL unless status is OK */
+} td_outcome;
+
+typedef struct td_record td_record;
+struct td_record {
+    char id[TD_REQUEST_ID_BYTES];
+    td_record_state state;
+    uint32_t *prompt; /* [n_prompt], owned */
+    uint32_t n_prompt;
+    uint32_t *generated; /* [n_generated] of [generated_capacity], owned */
+    uint32_t n_generated, generated_capacity;
+    uint32_t max_tokens;
+    td_sampling sampling;
+    int64_t arrived_ns, deadline_ns;
+    int64_t placed_ns, first_token_ns; /* 0: not yet */
+    uint32_t n_attempts;
+    bool streamed; /* the client has seen a token: it cannot be started again */
+    const td_worker *avoid[TD_N_ROLES]; /* left out of the next attempt */
+    td_worker *worker[TD_N_ROLES];      /* of the present attempt */
+    td_claim claim[TD_N_ROLES];
+    td_rpc_request *stream;             /* to decode */
+    Tandem__V1__DecodeEvent *last;      /* the one with finish_reason */
+    char lost_side[16], lost_peer[272]; /* from the decode daemon's Failure */
+    td_timer timer;                     /* queued: when it is waited for no longer */
+    td_record *prev, *next;             /* in the queue */
+    /* the owner's (the front's) */
+    void (*on_tokens)(td_record *record, const uint32_t *ids, uint32_t n);
+    void (*on_end)(td_record *record, const td_outcome *outcome); /* last use */
+    void *user;
+};
+#endif
