@@ -25,7 +25,7 @@ typedef struct {
     uint32_t
         stop_ids[TD_MAX_STOP_IDS]; /* [n_stop_ids], the model's end-of-sequence ids among them */
     uint32_t n_stop_ids;
-} td_sampling;
+} td_record_sampling;
 
 /* How a request ended; strings live as long as the record. */
 typedef struct {
@@ -43,7 +43,7 @@ struct td_record {
     uint32_t *generated; /* [n_generated] of [generated_capacity], owned */
     uint32_t n_generated, generated_capacity;
     uint32_t max_tokens;
-    td_sampling sampling;
+    td_record_sampling sampling;
     int64_t arrived_ns, deadline_ns;
     int64_t placed_ns, first_token_ns; /* 0: not yet */
     uint32_t n_attempts;
@@ -51,11 +51,13 @@ struct td_record {
     const td_worker *avoid[TD_N_ROLES]; /* left out of the next attempt */
     td_worker *worker[TD_N_ROLES];      /* of the present attempt */
     td_claim claim[TD_N_ROLES];
-    td_rpc_request *stream;             /* to decode */
-    Tandem__V1__DecodeEvent *last;      /* the one with finish_reason */
-    char lost_side[16], lost_peer[272]; /* from the decode daemon's Failure */
-    td_timer timer;                     /* queued: when it is waited for no longer */
-    td_record *prev, *next;             /* in the queue */
+    td_rpc_request *stream;    /* to decode */
+    const char *finish_reason; /* NULL until decode named one */
+    uint32_t n_drafted, n_accepted;
+    double admission_s, prefill_s, transfer_s; /* decode's account; 0 before the first token */
+    char lost_side[16], lost_peer[272];        /* from the decode daemon's Failure */
+    td_timer timer;                            /* queued: when it is waited for no longer */
+    td_record *prev, *next;                    /* in the queue */
     /* the owner's (the front's) */
     void (*on_tokens)(td_record *record, const uint32_t *ids, uint32_t n);
     void (*on_end)(td_record *record, const td_outcome *outcome); /* last use */
