@@ -1,0 +1,26 @@
+/* ident.h - names that tandem makes for processes and requests, and which addresses it may listen
+ * on. */
+#ifndef TD_SERVE_IDENT_H
+#define TD_SERVE_IDENT_H
+#include "common/base/status.h"
+#include "common/rpc/addr.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+
+#define TD_INCARNATION_BYTES 17 /* 16 hex digits and NUL */
+#define TD_REQUEST_ID_MAX 64    /* characters */
+
+/* 64 random bits: a process that restarted behind the same address has another one. */
+void td_incarnation_make(char out[static TD_INCARNATION_BYTES]);
+
+/* A request id goes into every RPC and log line: 1 to TD_REQUEST_ID_MAX of letters, digits and
+ * -_.:~/+@= */
+bool td_request_id_valid(const char *text, size_t n);
+void td_request_id_make(char out[static TD_REQUEST_ID_MAX + 1]); /* 32 hex digits */
+
+/* Reads the address of a knob. TD_CONFIG: not an address, or neither loopback nor allowed to carry
+ * prompts, texts and KV pages in plaintext. knob stands in the message. */
+td_status td_listen_addr(const char *knob, const char *text, bool allow_plaintext, td_addr *out,
+                         td_err *err);
+#endif
