@@ -34,7 +34,8 @@ static inline float td_e4m3_to_f32(uint8_t b)
     return (b & 0x80) ? -v : v;
 }
 
-/* Round to nearest even, saturating at 448 (callers clamp first anyway); NaN gives 0x7f. */
+/* Round to nearest even, saturating at 448 (callers clamp first anyway); NaN gives 0x7f whatever
+ * its sign, which differs between machines. */
 static inline uint8_t td_f32_to_e4m3(float f)
 {
     uint32_t u;
@@ -42,7 +43,7 @@ static inline uint8_t td_f32_to_e4m3(float f)
     uint8_t sign = (uint8_t)((u >> 24) & 0x80);
     float a = fabsf(f);
     if (isnan(f))
-        return (uint8_t)(sign | 0x7f);
+        return 0x7f;
     if (a >= 448.0f)
         return (uint8_t)(sign | 0x7e);
     if (a < 0x1p-6f) /* subnormals: multiples of 2^-9 */
@@ -52,6 +53,30 @@ static inline uint8_t td_f32_to_e4m3(float f)
     int e = (int)(u >> 23) - 127 + 7;
     uint8_t code = (uint8_t)((e << 3) | ((u >> 20) & 7));
     return (uint8_t)(sign | (code > 0x7e ? 0x7e : code));
+}
+
+/* e^x within 1 ulp, in plain multiplications and additions: every vector form of it gives the same
+ * bits. Results below 2^-126 are 0. */
+static inline float td_expf(float x)
+{
+    if (!(x >= -87.33654f))
+        return isnan(x) ? x : 0.0f;
+    if (x > 88.72283f)
+        return INFINITY;
+    float n = rintf(x * 1.44269504f);
+    float r = (x - n * 0.693359375f) - n * -2.12194440e-4f; /* ln 2 in two parts */
+    float p = 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    float y = ((r * r) * p + r) + 1.0f;
+    uint32_t u;
+    memcpy(&u, &y, 4);
+    u += (uint32_t)(int32_t)n << 23;
+    memcpy(&y, &u, 4);
+    return y;
 }
 
 /* P2(s): the smallest power of two >= s, for s > 0. */
