@@ -2,11 +2,8 @@
 
 #include "common/serve/wire.h"
 
-#include <inttypes.h>
 #include <math.h>
-#include <stdio.h>
 #include <string.h>
-#include <sys/random.h>
 
 enum { FIELD_STOP = 10 }; /* GenerateRequest.stop */
 
@@ -120,24 +117,18 @@ td_status td_check_length(const td_model_info *info, const Tandem__V1__GenerateR
     return TD_OK;
 }
 
-td_status td_check_request_id(const char *header, char out[static TD_REQUEST_ID_BYTES], td_err *err)
+td_status td_check_request_id(const char *header, char out[static TD_REQUEST_ID_MAX + 1],
+                              td_err *err)
 {
     if (header == NULL || header[0] == '\0') {
-        uint64_t id;
-        if (getrandom(&id, sizeof(id), 0) != (ssize_t)sizeof(id))
-            return td_fail(err, TD_INTERNAL, "no random bytes for a request id");
-        snprintf(out, TD_REQUEST_ID_BYTES, "%016" PRIx64, id);
+        td_request_id_make(out);
         return TD_OK;
     }
     size_t n = strlen(header);
-    if (n >= TD_REQUEST_ID_BYTES)
-        return td_fail(err, TD_INVALID, "x-request-id has %zu characters, at most %d", n,
-                       TD_REQUEST_ID_BYTES - 1);
-    for (size_t i = 0; i < n; i++)
-        if (header[i] <= ' ' || header[i] > '~' || header[i] == '"')
-            return td_fail(
-                err, TD_INVALID,
-                "x-request-id: character %zu is not printable ASCII without spaces and quotes", i);
+    if (!td_request_id_valid(header, n))
+        return td_fail(
+            err, TD_INVALID,
+            "x-request-id: must be 1 to %d letters, digits and -_.:~/+@=", TD_REQUEST_ID_MAX);
     memcpy(out, header, n + 1);
     return TD_OK;
 }

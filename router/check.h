@@ -24,6 +24,6 @@ td_status td_check_length(const td_model_info *info, const Tandem__V1__GenerateR
                           td_err *err);
 /* The client's x-request-id (NULL or empty: one is made). 1..128 printable ASCII characters without
  * spaces. */
-td_status td_check_request_id(const char *header, char out[static TD_REQUEST_ID_BYTES],
+td_status td_check_request_id(const char *header, char out[static TD_REQUEST_ID_MAX + 1],
                               td_err *err);
 #endif

@@ -317,6 +317,7 @@ static bool place(td_dispatch *d, td_record *r)
     td_metric_set(d->m_streams, d->n_running);
     for (int role = 0; role < TD_N_ROLES; role++) {
         r->worker[role] = chosen[role];
+        r->served_by[role] = chosen[role];
         td_worker_claim(chosen[role], r->claim[role]);
     }
     td_err err;

@@ -60,7 +60,7 @@ static td_status read_eos(td_model_info *info, const cJSON *json, const char *pa
 static td_status load_config(td_model_info *info, const char *dir, td_err *err)
 {
     char path[PATH_MAX];
-    cJSON *json;
+    cJSON *json = NULL;
     snprintf(path, sizeof(path), "%s/config.json", dir);
     td_status st = read_json(path, &json, err);
     if (st != TD_OK)

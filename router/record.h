@@ -4,12 +4,12 @@
 #ifndef TD_ROUTER_RECORD_H
 #define TD_ROUTER_RECORD_H
 #include "common/loop/loop.h"
+#include "common/serve/ident.h"
 #include "router/registry.h"
 
 #include <stdbool.h>
 #include <stdint.h>
 
-#define TD_REQUEST_ID_BYTES 129 /* with its NUL */
 #define TD_MAX_STOP_IDS 64
 
 typedef enum {
@@ -36,7 +36,7 @@ typedef struct {
 
 typedef struct td_record td_record;
 struct td_record {
-    char id[TD_REQUEST_ID_BYTES];
+    char id[TD_REQUEST_ID_MAX + 1];
     td_record_state state;
     uint32_t *prompt; /* [n_prompt], owned */
     uint32_t n_prompt;
@@ -48,8 +48,9 @@ struct td_record {
     int64_t placed_ns, first_token_ns; /* 0: not yet */
     uint32_t n_attempts;
     bool streamed; /* the client has seen a token: it cannot be started again */
-    const td_worker *avoid[TD_N_ROLES]; /* left out of the next attempt */
-    td_worker *worker[TD_N_ROLES];      /* of the present attempt */
+    const td_worker *avoid[TD_N_ROLES];     /* left out of the next attempt */
+    td_worker *worker[TD_N_ROLES];          /* of the present attempt */
+    const td_worker *served_by[TD_N_ROLES]; /* of the last attempt; NULL: there was none */
     td_claim claim[TD_N_ROLES];
     td_rpc_request *stream;    /* to decode */
     const char *finish_reason; /* NULL until decode named one */

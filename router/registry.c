@@ -30,7 +30,7 @@ static void set_lost(td_worker *w, const char *why)
 {
     bool was = w->reachable;
     w->reachable = false;
-    snprintf(w->why, sizeof(w->why), "%s", why);
+    snprintf(w->why, sizeof(w->why), "%.255s", why);
     if (!was)
         return;
     td_warn("worker.lost", "worker=%s role=%s why=\"%s\"", w->address, td_role_name(w->role), why);
