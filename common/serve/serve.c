@@ -58,10 +58,13 @@ static void notify_state(td_serve *serve, const char *extra)
                serve->status[0] != '\0' ? ": " : "", serve->status);
 }
 
+/* How many engines are stuck; the first one's name and silence. */
 static uint32_t count_stuck(const td_serve *serve, const char **name, int64_t *for_ns)
 {
     int64_t now = td_now_ns();
     uint32_t n = 0;
+    *name = "";
+    *for_ns = 0;
     for (uint32_t i = 0; i < serve->n_engines; i++) {
         td_progress *engine = (td_progress *)&serve->engines[i]; /* C11 atomics take no const */
         int64_t silent = now - atomic_load_explicit(&engine->ticked_ns, memory_order_relaxed);
