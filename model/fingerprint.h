@@ -16,6 +16,7 @@ typedef struct {
     char value[64];
 } td_fingerprint_field;
 
+/* Whoever fills one from a message sees to it that n is in bounds and that the texts end in NUL. */
 typedef struct {
     uint32_t n;
     td_fingerprint_field fields[TD_FINGERPRINT_MAX]; /* [n] */

@@ -1,0 +1,305 @@
+#include "model/weights.h"
+
+#include "kernels/numbers.h"
+#include "model/weights_read.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define CUT_FP8 TD_QUANT_GROUP /* whole blocks, so that groups stay those of the unsplit tensor */
+#define CUT_OTHER 8
+
+/* This rank's part of an intermediate width. */
+static void cut_width(const td_weights_reader *r, int32_t width, td_dtype dtype, int32_t *lo,
+                      int32_t *hi)
+{
+    if (r->options->moe == TD_MOE_EP) {
+        *lo = 0;
+        *hi = width;
+        return;
+    }
+    td_cut_width(width, dtype == TD_E4M3 ? CUT_FP8 : CUT_OTHER, r->options->n_ranks,
+                 r->options->rank, lo, hi);
+}
+
+/* Dense MLP or shared experts. */
+static void read_mlp(td_weights_reader *r, const char *prefix, int32_t width, td_mlp_weights *out)
+{
+    int32_t lo, hi, d = r->config->hidden_size;
+    td_matrix gate = td_read_matrix(r, prefix, "gate_proj.weight", width, d);
+    td_matrix up = td_read_matrix(r, prefix, "up_proj.weight", width, d);
+    td_matrix down = td_read_matrix(r, prefix, "down_proj.weight", d, width);
+    if (r->st < 0)
+        return;
+    td_dtype dtype = td_read_dtype(r, &gate);
+    if (td_read_dtype(r, &up) != dtype || td_read_dtype(r, &down) != dtype) {
+        r->st = td_fail(r->err, TD_UNSUPPORTED, "%sgate, up and down differ in dtype", prefix);
+        return;
+    }
+    cut_width(r, width, dtype, &lo, &hi);
+    td_cut rows = {lo, hi, 0, d}, cols = {0, d, lo, hi};
+    out->gate = td_read_linear(r, &gate, &rows);
+    out->up = td_read_linear(r, &up, &rows);
+    out->down = td_read_linear(r, &down, &cols);
+}
+
+/* One matrix of one expert to its place in the rank's array of experts. */
+static void read_expert(td_weights_reader *r, const td_matrix *m, const td_cut *cut, int32_t index,
+                        void *w, float *ws)
+{
+    int32_t n = cut->row_hi - cut->row_lo, k = cut->col_hi - cut->col_lo;
+    if (r->st < 0)
+        return;
+    td_dtype dtype = td_read_dtype(r, m);
+    size_t bytes = (size_t)n * (size_t)k * td_dtype_bytes(dtype);
+    td_read_part(r, m, cut, dtype, (char *)w + (size_t)index * bytes);
+    if (dtype == TD_E4M3)
+        td_read_scales(r, m, cut,
+                       ws + (size_t)index * (size_t)td_ceil_div(n, TD_QUANT_GROUP) *
+                                (size_t)td_ceil_div(k, TD_QUANT_GROUP));
+}
+
+static void alloc_experts(td_weights_reader *r, td_expert_weights *out)
+{
+    size_t n = (size_t)(out->expert_hi - out->expert_lo), d = (size_t)r->config->hidden_size;
+    size_t bytes = n * d * (size_t)out->I * td_dtype_bytes(out->dtype);
+    out->gate = td_read_alloc(r, bytes);
+    out->up = td_read_alloc(r, bytes);
+    out->down = td_read_alloc(r, bytes);
+    if (out->dtype != TD_E4M3)
+        return;
+    size_t blocks = n * (size_t)td_ceil_div(out->I, TD_QUANT_GROUP) *
+                    (size_t)td_ceil_div(r->config->hidden_size, TD_QUANT_GROUP);
+    out->gate_s = td_read_alloc(r, blocks * sizeof(float));
+    out->up_s = td_read_alloc(r, blocks * sizeof(float));
+    out->down_s = td_read_alloc(r, blocks * sizeof(float));
+}
+
+static void read_experts(td_weights_reader *r, const char *layer, td_expert_weights *out)
+{
+    const td_model_config *c = r->config;
+    int32_t lo = 0, hi = 0, d = c->hidden_size, width = c->moe_intermediate_size;
+    out->expert_hi = c->n_experts;
+    if (r->options->moe == TD_MOE_EP)
+        td_cut_experts(c->n_experts, r->options->n_ranks, r->options->rank, &out->expert_lo,
+                       &out->expert_hi);
+    for (int32_t e = out->expert_lo; e < out->expert_hi && r->st == TD_OK; e++) {
+        char prefix[TD_ST_MAX_NAME_BYTES];
+        snprintf(prefix, sizeof(prefix), "%smlp.experts.%d.", layer, e);
+        td_matrix gate = td_read_matrix(r, prefix, "gate_proj.weight", width, d);
+        td_matrix up = td_read_matrix(r, prefix, "up_proj.weight", width, d);
+        td_matrix down = td_read_matrix(r, prefix, "down_proj.weight", d, width);
+        if (r->st < 0)
+            return;
+        td_dtype dtype = td_read_dtype(r, &gate);
+        if (e == out->expert_lo) {
+            out->dtype = dtype;
+            cut_width(r, width, dtype, &lo, &hi);
+            out->I = hi - lo;
+            alloc_experts(r, out);
+        }
+        if (dtype != out->dtype || td_read_dtype(r, &up) != dtype ||
+            td_read_dtype(r, &down) != dtype) {
+            r->st =
+                td_fail(r->err, TD_UNSUPPORTED, "%s: experts of one layer differ in dtype", prefix);
+            return;
+        }
+        td_cut rows = {lo, hi, 0, d}, cols = {0, d, lo, hi};
+        read_expert(r, &gate, &rows, e - out->expert_lo, out->gate, out->gate_s);
+        read_expert(r, &up, &rows, e - out->expert_lo, out->up, out->up_s);
+        read_expert(r, &down, &cols, e - out->expert_lo, out->down, out->down_s);
+    }
+}
+
+static void store_act(const td_weights_reader *r, const float *from, size_t n, void *to)
+{
+    if (r->out->act == TD_F32)
+        memcpy(to, from, n * sizeof(*from));
+    else
+        for (size_t i = 0; i < n; i++)
+            ((td_bf16 *)to)[i] = td_f32_to_bf16(from[i]);
+}
+
+/* kv_b_proj [H, nope + v, C] in its absorbed halves (model-spec A.5): W_UK transposed, W_UV as it
+ * stands, both dequantised. */
+static void read_absorbed(td_weights_reader *r, const char *layer, td_layer_weights *out)
+{
+    const td_model_config *c = r->config;
+    size_t nope = (size_t)c->qk_nope_dim, v = (size_t)c->v_dim, dim = (size_t)c->kv_lora_rank;
+    size_t heads = (size_t)c->n_heads, act = td_dtype_bytes(r->out->act);
+    td_matrix m = td_read_matrix(r, layer, "self_attn.kv_b_proj.weight",
+                                 c->n_heads * (c->qk_nope_dim + c->v_dim), c->kv_lora_rank);
+    out->w_uk = td_read_alloc(r, heads * dim * nope * act);
+    out->w_uv = td_read_alloc(r, heads * v * dim * act);
+    float *head = malloc((nope + v) * dim * sizeof(*head));
+    float *turned = malloc(nope * dim * sizeof(*turned));
+    void *cast = malloc((nope > v ? nope : v) * dim * act);
+    if (r->st == TD_OK && (head == NULL || turned == NULL || cast == NULL))
+        r->st = td_fail(r->err, TD_NOMEM, "weights: no memory for %s", layer);
+    td_stream *stream = td_device_stream(r->out->device);
+    for (size_t h = 0; h < heads && r->st == TD_OK; h++) {
+        td_read_host_f32(r, &m, (int32_t)(h * (nope + v)), (int32_t)((h + 1) * (nope + v)), head);
+        for (size_t j = 0; j < nope; j++)
+            for (size_t k = 0; k < dim; k++)
+                turned[k * nope + j] = head[j * dim + k];
+        store_act(r, turned, nope * dim, cast);
+        r->st = td_stream_write(stream, (char *)out->w_uk + h * nope * dim * act, cast,
+                                nope * dim * act);
+        if (r->st == TD_OK)
+            r->st = td_stream_sync(stream, r->err);
+        store_act(r, head + nope * dim, v * dim, cast);
+        if (r->st == TD_OK)
+            r->st =
+                td_stream_write(stream, (char *)out->w_uv + h * v * dim * act, cast, v * dim * act);
+        if (r->st == TD_OK)
+            r->st = td_stream_sync(stream, r->err);
+    }
+    free(head);
+    free(turned);
+    free(cast);
+}
+
+static void read_attention(td_weights_reader *r, const char *layer, td_layer_weights *out)
+{
+    const td_model_config *c = r->config;
+    int32_t d = c->hidden_size, q_dim = c->n_heads * (c->qk_nope_dim + c->qk_rope_dim);
+    char p[TD_ST_MAX_NAME_BYTES];
+    snprintf(p, sizeof(p), "%sself_attn.", layer);
+    out->input_norm = td_read_vector(r, layer, "input_layernorm.weight", d);
+    out->post_norm = td_read_vector(r, layer, "post_attention_layernorm.weight", d);
+    out->q_a = td_read_whole(r, p, "q_a_proj.weight", c->q_lora_rank, d);
+    out->q_a_norm = td_read_vector(r, p, "q_a_layernorm.weight", c->q_lora_rank);
+    out->q_b = td_read_whole(r, p, "q_b_proj.weight", q_dim, c->q_lora_rank);
+    out->kv_a =
+        td_read_whole(r, p, "kv_a_proj_with_mqa.weight", c->kv_lora_rank + c->qk_rope_dim, d);
+    out->kv_a_norm = td_read_vector(r, p, "kv_a_layernorm.weight", c->kv_lora_rank);
+    out->o = td_read_whole(r, p, "o_proj.weight", d, c->n_heads * c->v_dim);
+    out->index_q =
+        td_read_whole(r, p, "indexer.wq_b.weight", c->index_n_heads * c->index_dim, c->q_lora_rank);
+    out->index_k = td_read_whole(r, p, "indexer.wk.weight", c->index_dim, d);
+    out->index_w = td_read_whole(r, p, "indexer.weights_proj.weight", c->index_n_heads, d);
+    out->index_k_norm_w = td_read_vector(r, p, "indexer.k_norm.weight", c->index_dim);
+    out->index_k_norm_b = td_read_vector(r, p, "indexer.k_norm.bias", c->index_dim);
+    if (r->st == TD_OK && out->index_w.dtype == TD_E4M3)
+        r->st = td_fail(r->err, TD_UNSUPPORTED, "tensor %sindexer.weights_proj.weight is e4m3", p);
+    read_absorbed(r, layer, out);
+}
+
+static void read_layer(td_weights_reader *r, int32_t index, td_layer_weights *out)
+{
+    const td_model_config *c = r->config;
+    char layer[64], mlp[96];
+    snprintf(layer, sizeof(layer), "model.layers.%d.", index);
+    snprintf(mlp, sizeof(mlp), "%smlp.", layer);
+    read_attention(r, layer, out);
+    out->is_moe = c->layer_is_moe[index];
+    if (!out->is_moe) {
+        read_mlp(r, mlp, c->intermediate_size, &out->mlp);
+        return;
+    }
+    out->gate = td_read_whole(r, mlp, "gate.weight", c->n_experts, c->hidden_size);
+    out->gate_bias = td_read_vector(r, mlp, "gate.e_score_correction_bias", c->n_experts);
+    if (r->st == TD_OK && out->gate.dtype == TD_E4M3)
+        r->st = td_fail(r->err, TD_UNSUPPORTED, "tensor %sgate.weight is e4m3", mlp);
+    read_experts(r, layer, &out->experts);
+    snprintf(mlp, sizeof(mlp), "%smlp.shared_experts.", layer);
+    if (c->n_shared_experts > 0)
+        read_mlp(r, mlp, c->moe_intermediate_size * c->n_shared_experts, &out->mlp);
+}
+
+static void read_draft(td_weights_reader *r, td_layer_weights *out)
+{
+    int32_t d = r->config->hidden_size;
+    char layer[64];
+    snprintf(layer, sizeof(layer), "model.layers.%d.", r->config->n_layers);
+    read_layer(r, r->config->n_layers, out);
+    out->e_norm = td_read_vector(r, layer, "enorm.weight", d);
+    out->h_norm = td_read_vector(r, layer, "hnorm.weight", d);
+    out->head_norm = td_read_vector(r, layer, "shared_head.norm.weight", d);
+    out->eh = td_read_whole(r, layer, "eh_proj.weight", d, 2 * d);
+}
+
+static void read_ends(td_weights_reader *r)
+{
+    td_weights *w = r->out;
+    const td_model_config *c = r->config;
+    td_cut all = {0, c->vocab_size, 0, c->hidden_size};
+    td_matrix embed =
+        td_read_matrix(r, "model.", "embed_tokens.weight", c->vocab_size, c->hidden_size);
+    w->embed =
+        td_read_alloc(r, (size_t)c->vocab_size * (size_t)c->hidden_size * td_dtype_bytes(w->act));
+    td_read_part(r, &embed, &all, w->act, w->embed);
+    w->final_norm = td_read_vector(r, "model.", "norm.weight", c->hidden_size);
+    if (c->tie_embeddings)
+        w->head = (td_linear){w->embed, NULL, c->vocab_size, c->hidden_size, w->act};
+    else
+        w->head = td_read_whole(r, "", "lm_head.weight", c->vocab_size, c->hidden_size);
+    if (r->st == TD_OK && w->head.dtype == TD_E4M3)
+        r->st = td_fail(r->err, TD_UNSUPPORTED, "tensor lm_head.weight is e4m3");
+}
+
+static int checkpoint_has_draft(const td_checkpoint *ckpt, const td_model_config *config)
+{
+    char layer[64];
+    snprintf(layer, sizeof(layer), "model.layers.%d.", config->n_layers);
+    return config->n_draft_layers > 0 && td_checkpoint_has_prefix(ckpt, layer);
+}
+
+td_status td_weights_load(const td_checkpoint *ckpt, const td_model_config *config,
+                          const td_weights_options *options, td_device *device, td_weights **out,
+                          td_err *err)
+{
+    td_weights_reader r = {.ckpt = ckpt, .config = config, .options = options, .err = err};
+    td_assert(options->n_ranks >= 1 && options->rank >= 0 && options->rank < options->n_ranks);
+    for (int i = 0; i < 256; i++)
+        r.e4m3[i] = td_e4m3_to_f32((uint8_t)i);
+    td_weights *w = r.out = calloc(1, sizeof(*w));
+    r.scratch = malloc(TD_READ_SCRATCH_BYTES);
+    if (w == NULL || r.scratch == NULL) {
+        r.st = td_fail(err, TD_NOMEM, "weights: no memory");
+        goto done;
+    }
+    w->config = *config;
+    w->precise = options->precise;
+    w->act = options->precise ? TD_F32 : TD_BF16;
+    w->moe = options->moe;
+    w->rank = options->rank;
+    w->n_ranks = options->n_ranks;
+    w->device = device;
+    w->n_layers = config->n_layers;
+    w->has_draft = !options->without_draft && checkpoint_has_draft(ckpt, config);
+    w->layers = calloc((size_t)(w->n_layers + 1), sizeof(*w->layers));
+    if (w->layers == NULL) {
+        r.st = td_fail(err, TD_NOMEM, "weights: no memory for %d layers", w->n_layers);
+        goto done;
+    }
+    if (!options->precise && config->index_dim != 128)
+        r.st = td_fail(err, TD_UNSUPPORTED, "index_head_dim %d: quantised mode takes 128 only",
+                       config->index_dim);
+    read_ends(&r);
+    for (int32_t i = 0; i < w->n_layers && r.st == TD_OK; i++)
+        read_layer(&r, i, &w->layers[i]);
+    if (w->has_draft)
+        read_draft(&r, &w->layers[w->n_layers]);
+    if (r.st == TD_OK)
+        r.st = td_stream_sync(td_device_stream(device), err);
+done:
+    free(r.scratch);
+    if (r.st == TD_OK)
+        *out = w;
+    else
+        td_weights_destroy(w);
+    return r.st;
+}
+
+void td_weights_destroy(td_weights *weights)
+{
+    if (weights == NULL)
+        return;
+    for (uint32_t i = 0; i < weights->n_allocations; i++)
+        td_device_free(weights->device, weights->allocations[i]);
+    free(weights->allocations);
+    free(weights->layers);
+    free(weights);
+}

@@ -1,0 +1,277 @@
+#include "model/weights_read.h"
+
+#include "kernels/numbers.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define NAME_BYTES (2 * TD_ST_MAX_NAME_BYTES)
+
+void *td_read_alloc(td_weights_reader *r, size_t n_bytes)
+{
+    td_weights *w = r->out;
+    void *ptr = NULL;
+    if (r->st < 0)
+        return NULL;
+    if ((w->n_allocations & (w->n_allocations + 1)) == 0) { /* grow at 0, 1, 3, 7, .. */
+        void **more =
+            realloc(w->allocations, ((size_t)w->n_allocations * 2 + 1) * sizeof(*w->allocations));
+        if (more == NULL) {
+            r->st = td_fail(r->err, TD_NOMEM, "weights: no memory");
+            return NULL;
+        }
+        w->allocations = more;
+    }
+    r->st = td_device_alloc(w->device, n_bytes > 0 ? n_bytes : 1, &ptr, r->err);
+    if (r->st < 0)
+        return NULL;
+    w->allocations[w->n_allocations++] = ptr;
+    w->n_bytes += n_bytes;
+    return ptr;
+}
+
+static size_t first_not_finite(const td_tensor *t)
+{
+    size_t size = td_st_dtype_bytes(t->dtype), n = t->n_bytes / size;
+    for (size_t i = 0; i < n; i++) {
+        uint32_t u = 0;
+        memcpy(&u, t->data + i * size, size < 4 ? size : 4);
+        int bad = t->dtype == TD_ST_F32       ? (u & 0x7f800000u) == 0x7f800000u
+                  : t->dtype == TD_ST_BF16    ? (u & 0x7f80u) == 0x7f80u
+                  : t->dtype == TD_ST_F8_E4M3 ? (u & 0x7fu) == 0x7fu
+                                              : 0;
+        if (bad)
+            return i;
+    }
+    return n;
+}
+
+/* The tensor of this name and shape (n_cols 0: a vector). */
+static const td_tensor *look_up(td_weights_reader *r, const char *name, int32_t n_rows,
+                                int32_t n_cols)
+{
+    if (r->st < 0)
+        return NULL;
+    const td_tensor *t = td_checkpoint_find(r->ckpt, name);
+    int64_t want[2] = {n_rows, n_cols};
+    int n_dims = n_cols > 0 ? 2 : 1;
+    char found[96], expected[64];
+    if (t == NULL) {
+        r->st = td_fail(r->err, TD_CONFIG, "tensor %s is missing", name);
+        return NULL;
+    }
+    if (t->n_dims != n_dims || memcmp(t->shape, want, (size_t)n_dims * sizeof(*want)) != 0) {
+        r->st = td_fail(r->err, TD_CONFIG, "tensor %s has shape %s, config.json asks for %s", name,
+                        td_st_shape_text(t->shape, t->n_dims, found, sizeof(found)),
+                        td_st_shape_text(want, n_dims, expected, sizeof(expected)));
+        return NULL;
+    }
+    if (r->options->check_finite) {
+        size_t i = first_not_finite(t);
+        if (i < t->n_bytes / td_st_dtype_bytes(t->dtype)) {
+            r->st = td_fail(r->err, TD_DATA_LOSS, "tensor %s: element %zu is not finite", name, i);
+            return NULL;
+        }
+    }
+    return t;
+}
+
+static void bad_dtype(td_weights_reader *r, const td_tensor *t, const char *expected)
+{
+    if (r->st == TD_OK)
+        r->st = td_fail(r->err, TD_CONFIG, "tensor %s has dtype %s, expected %s", t->name,
+                        td_st_dtype_name(t->dtype), expected);
+}
+
+td_matrix td_read_matrix(td_weights_reader *r, const char *prefix, const char *name, int32_t n_rows,
+                         int32_t n_cols)
+{
+    char full[NAME_BYTES];
+    td_matrix m = {.n_rows = n_rows, .n_cols = n_cols};
+    snprintf(full, sizeof(full), "%s%s", prefix, name);
+    m.w = look_up(r, full, n_rows, n_cols);
+    if (m.w == NULL)
+        return m;
+    if (m.w->dtype == TD_ST_F8_E4M3 && r->config->fp8) {
+        snprintf(full, sizeof(full), "%s%s_scale_inv", prefix, name);
+        m.scale = look_up(r, full, td_ceil_div(n_rows, TD_QUANT_GROUP),
+                          td_ceil_div(n_cols, TD_QUANT_GROUP));
+        if (m.scale != NULL && m.scale->dtype != TD_ST_F32 && m.scale->dtype != TD_ST_BF16)
+            bad_dtype(r, m.scale, "F32 or BF16");
+    } else if (m.w->dtype == TD_ST_F8_E4M3) {
+        bad_dtype(r, m.w, "BF16 (config.json has no quantization_config)");
+    } else if (m.w->dtype != TD_ST_BF16 && m.w->dtype != TD_ST_F32) {
+        bad_dtype(r, m.w, "F8_E4M3, BF16 or F32");
+    }
+    return m;
+}
+
+td_dtype td_read_dtype(const td_weights_reader *r, const td_matrix *m)
+{
+    if (r->options->precise)
+        return TD_F32;
+    return m->w != NULL && m->w->dtype == TD_ST_F8_E4M3 ? TD_E4M3 : TD_BF16;
+}
+
+static float scale_at(const td_matrix *m, int32_t row, int32_t col)
+{
+    size_t i = (size_t)(row / TD_QUANT_GROUP) * (size_t)td_ceil_div(m->n_cols, TD_QUANT_GROUP) +
+               (size_t)(col / TD_QUANT_GROUP);
+    td_bf16 b;
+    float f;
+    if (m->scale->dtype == TD_ST_F32) {
+        memcpy(&f, m->scale->data + i * 4, 4);
+        return f;
+    }
+    memcpy(&b, m->scale->data + i * 2, 2);
+    return td_bf16_to_f32(b);
+}
+
+/* One row, columns [lo, hi), dequantised. */
+static void row_f32(const td_weights_reader *r, const td_matrix *m, int32_t row, int32_t lo,
+                    int32_t hi, float *dst)
+{
+    size_t at = (size_t)row * (size_t)m->n_cols + (size_t)lo, n = (size_t)(hi - lo);
+    const unsigned char *data = m->w->data + at * td_st_dtype_bytes(m->w->dtype);
+    if (m->w->dtype == TD_ST_F32)
+        memcpy(dst, data, n * sizeof(*dst));
+    for (size_t i = 0; i < n && m->w->dtype == TD_ST_BF16; i++) {
+        td_bf16 b;
+        memcpy(&b, data + i * 2, 2);
+        dst[i] = td_bf16_to_f32(b);
+    }
+    for (size_t i = 0; i < n && m->w->dtype == TD_ST_F8_E4M3; i++)
+        dst[i] = r->e4m3[data[i]];
+    for (int32_t k = lo; k < hi && m->scale != NULL;) {
+        int32_t end = (k / TD_QUANT_GROUP + 1) * TD_QUANT_GROUP;
+        float scale = scale_at(m, row, k);
+        for (; k < end && k < hi; k++)
+            dst[k - lo] *= scale;
+    }
+}
+
+/* A checkpoint's f32 matrix may only become bf16 when that loses nothing. */
+static void row_bf16(td_weights_reader *r, const td_matrix *m, int32_t row, const td_cut *cut,
+                     td_bf16 *dst)
+{
+    float block[256];
+    for (int32_t k = cut->col_lo; k < cut->col_hi; k += 256) {
+        int32_t end = k + 256 < cut->col_hi ? k + 256 : cut->col_hi;
+        row_f32(r, m, row, k, end, block);
+        for (int32_t i = 0; i < end - k; i++) {
+            td_bf16 b = td_f32_to_bf16(block[i]);
+            dst[k - cut->col_lo + i] = b;
+            if (m->scale == NULL && m->w->dtype == TD_ST_F32 && td_bf16_to_f32(b) != block[i] &&
+                r->st == TD_OK)
+                r->st = td_fail(r->err, TD_UNSUPPORTED,
+                                "tensor %s is F32 and does not fit bf16 exactly: quantised mode "
+                                "would round it",
+                                m->w->name);
+        }
+    }
+}
+
+void td_read_part(td_weights_reader *r, const td_matrix *m, const td_cut *cut, td_dtype dtype,
+                  void *dst)
+{
+    int32_t n_rows = cut->row_hi - cut->row_lo, n_cols = cut->col_hi - cut->col_lo;
+    size_t size = td_dtype_bytes(dtype), row_bytes = (size_t)n_cols * size;
+    if (r->st < 0 || n_rows == 0 || n_cols == 0)
+        return;
+    int as_stored = (dtype == TD_E4M3 && m->w->dtype == TD_ST_F8_E4M3) ||
+                    (dtype == TD_BF16 && m->w->dtype == TD_ST_BF16) ||
+                    (dtype == TD_F32 && m->w->dtype == TD_ST_F32);
+    td_stream *stream = td_device_stream(r->out->device);
+    if (as_stored && n_cols == m->n_cols) {
+        r->st = td_stream_write(stream, dst, m->w->data + (size_t)cut->row_lo * row_bytes,
+                                (size_t)n_rows * row_bytes);
+        return;
+    }
+    if (row_bytes > TD_READ_SCRATCH_BYTES) {
+        r->st =
+            td_fail(r->err, TD_UNSUPPORTED, "tensor %s: rows of %zu bytes", m->w->name, row_bytes);
+        return;
+    }
+    int32_t chunk = (int32_t)(TD_READ_SCRATCH_BYTES / row_bytes);
+    for (int32_t at = 0; at < n_rows && r->st == TD_OK; at += chunk) {
+        int32_t n = n_rows - at < chunk ? n_rows - at : chunk;
+        for (int32_t i = 0; i < n; i++) {
+            unsigned char *to = r->scratch + (size_t)i * row_bytes;
+            int32_t row = cut->row_lo + at + i;
+            if (as_stored)
+                memcpy(to,
+                       m->w->data + ((size_t)row * (size_t)m->n_cols + (size_t)cut->col_lo) * size,
+                       row_bytes);
+            else if (dtype == TD_F32)
+                row_f32(r, m, row, cut->col_lo, cut->col_hi, (float *)(void *)to);
+            else
+                row_bf16(r, m, row, cut, (td_bf16 *)(void *)to);
+        }
+        if (r->st == TD_OK)
+            r->st = td_stream_write(stream, (char *)dst + (size_t)at * row_bytes, r->scratch,
+                                    (size_t)n * row_bytes);
+        if (r->st == TD_OK) /* the scratch is used again */
+            r->st = td_stream_sync(stream, r->err);
+    }
+}
+
+void td_read_scales(td_weights_reader *r, const td_matrix *m, const td_cut *cut, float *dst)
+{
+    if (r->st < 0 || cut->row_hi == cut->row_lo || cut->col_hi == cut->col_lo)
+        return;
+    td_matrix scales = {.w = m->scale,
+                        .n_rows = td_ceil_div(m->n_rows, TD_QUANT_GROUP),
+                        .n_cols = td_ceil_div(m->n_cols, TD_QUANT_GROUP)};
+    td_cut part = {cut->row_lo / TD_QUANT_GROUP, td_ceil_div(cut->row_hi, TD_QUANT_GROUP),
+                   cut->col_lo / TD_QUANT_GROUP, td_ceil_div(cut->col_hi, TD_QUANT_GROUP)};
+    td_read_part(r, &scales, &part, TD_F32, dst);
+}
+
+void td_read_host_f32(td_weights_reader *r, const td_matrix *m, int32_t row_lo, int32_t row_hi,
+                      float *dst)
+{
+    for (int32_t row = row_lo; row < row_hi && r->st == TD_OK; row++)
+        row_f32(r, m, row, 0, m->n_cols, dst + (size_t)(row - row_lo) * (size_t)m->n_cols);
+}
+
+float *td_read_vector(td_weights_reader *r, const char *prefix, const char *name, int32_t n)
+{
+    char full[NAME_BYTES];
+    snprintf(full, sizeof(full), "%s%s", prefix, name);
+    const td_tensor *t = look_up(r, full, n, 0);
+    if (t != NULL && t->dtype != TD_ST_F32 && t->dtype != TD_ST_BF16)
+        bad_dtype(r, t, "F32 or BF16");
+    float *dst = td_read_alloc(r, (size_t)n * sizeof(*dst));
+    if (dst == NULL)
+        return NULL;
+    td_matrix m = {.w = t, .n_rows = 1, .n_cols = n};
+    td_cut all = {0, 1, 0, n};
+    td_read_part(r, &m, &all, TD_F32, dst);
+    return dst;
+}
+
+td_linear td_read_linear(td_weights_reader *r, const td_matrix *m, const td_cut *cut)
+{
+    td_linear l = {.N = cut->row_hi - cut->row_lo,
+                   .K = cut->col_hi - cut->col_lo,
+                   .dtype = td_read_dtype(r, m)};
+    size_t n = (size_t)l.N, k = (size_t)l.K;
+    l.w = td_read_alloc(r, n * k * td_dtype_bytes(l.dtype));
+    td_read_part(r, m, cut, l.dtype, l.w);
+    if (l.dtype == TD_E4M3) {
+        size_t blocks =
+            (size_t)td_ceil_div(l.N, TD_QUANT_GROUP) * (size_t)td_ceil_div(l.K, TD_QUANT_GROUP);
+        l.ws = td_read_alloc(r, blocks * sizeof(*l.ws));
+        td_read_scales(r, m, cut, l.ws);
+    }
+    return l;
+}
+
+td_linear td_read_whole(td_weights_reader *r, const char *prefix, const char *name, int32_t n_rows,
+                        int32_t n_cols)
+{
+    td_cut all = {0, n_rows, 0, n_cols};
+    td_matrix m = td_read_matrix(r, prefix, name, n_rows, n_cols);
+    return td_read_linear(r, &m, &all);
+}
