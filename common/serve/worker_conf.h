@@ -1,0 +1,60 @@
+/* worker_conf.h - the knobs that prefill and decode share, as rows for their tables: one row, one
+ * meaning. A daemon's configuration struct has a td_worker_conf member and lists
+ * TD_WORKER_FIELDS(its type, that member). */
+#ifndef TD_SERVE_WORKER_CONF_H
+#define TD_SERVE_WORKER_CONF_H
+#include "common/base/conf.h"
+
+#include <stdbool.h>
+
+enum { TD_KV_KNOB_AUTO, TD_KV_KNOB_FP8, TD_KV_KNOB_BF16, TD_KV_KNOB_F32 }; /* `kv` */
+
+typedef struct {
+    char *listen, *admin, *model;
+    bool allow_plaintext, precise, allow_tcp, debug_poison;
+    int kv, transport, log_level;
+    uint32_t kv_pages, threads, max_requests, spin_us;
+    char *net_devices, *port_range, *debug_faults;
+    int64_t drain_timeout_ms;
+} td_worker_conf;
+
+#define TD_WORKER_FIELDS(strct, m, listen_default, admin_default)                                  \
+    TD_CONF_FIELD(strct, "listen", m.listen, STR, listen_default, NULL, NULL,                      \
+                  "address of the control port (gRPC)"),                                           \
+        TD_CONF_FIELD(strct, "admin", m.admin, STR, admin_default, NULL, NULL,                     \
+                      "address of /metrics and /healthz"),                                         \
+        TD_CONF_FIELD(strct, "allow-plaintext", m.allow_plaintext, BOOL, "false", NULL, NULL,      \
+                      "allow listening on addresses other than loopback without TLS"),             \
+        TD_CONF_FIELD(strct, "model", m.model, STR, NULL, NULL, NULL,                              \
+                      "checkpoint folder (config.json, *.safetensors)"),                           \
+        TD_CONF_FIELD(strct, "precise", m.precise, BOOL, "false", NULL, NULL,                      \
+                      "compute in f32 without quantising (slow; for comparisons)"),                \
+        TD_CONF_FIELD(strct, "kv", m.kv, ENUM, "auto", "auto|fp8|bf16|f32", NULL,                  \
+                      "KV cache format; auto: fp8, or f32 with precise"),                          \
+        TD_CONF_FIELD(strct, "kv-pages", m.kv_pages, U32, "1024", "4", "16777216",                 \
+                      "pages of 64 tokens in the KV pool of each rank"),                           \
+        TD_CONF_FIELD(strct, "threads", m.threads, U32, "0", "0", "1024",                          \
+                      "CPU threads over all ranks; 0: as many as there are CPUs"),                 \
+        TD_CONF_FIELD(strct, "spin", m.spin_us, U32, "50", "0", "100000",                          \
+                      "microseconds that a CPU rank spins for work before it sleeps"),             \
+        TD_CONF_FIELD(strct, "max-requests", m.max_requests, U32, "64", "1", "4096",               \
+                      "requests at a time"),                                                       \
+        TD_CONF_FIELD(                                                                             \
+            strct, "transport", m.transport, ENUM, "auto", "auto|shm|tcp", NULL,                   \
+            "how KV pages travel; auto: shared memory within a host, RDMA between hosts"),         \
+        TD_CONF_FIELD(strct, "allow-tcp", m.allow_tcp, BOOL, "false", NULL, NULL,                  \
+                      "transport auto may end on tcp"),                                            \
+        TD_CONF_FIELD(strct, "net-devices", m.net_devices, STR, "", NULL, NULL,                    \
+                      "network devices for KV pages, UCX names (lo, eth0, mlx5_0:1); empty: any"), \
+        TD_CONF_FIELD(strct, "port-range", m.port_range, STR, "", NULL, NULL,                      \
+                      "TCP ports for KV pages (7500-7600), to be reachable from peers only"),      \
+        TD_CONF_FIELD(strct, "drain-timeout", m.drain_timeout_ms, MS, "30s", "0", "1h",            \
+                      "wait for live requests on SIGTERM"),                                        \
+        TD_CONF_FIELD(strct, "log-level", m.log_level, ENUM, "info", "debug|info|warn|error",      \
+                      NULL, "least severe lines that are written"),                                \
+        TD_CONF_FIELD(strct, "debug-poison", m.debug_poison, BOOL, "false", NULL, NULL,            \
+                      "fill freed KV pages with a pattern and check it when they are reused"),     \
+        TD_CONF_FIELD(                                                                             \
+            strct, "debug-faults", m.debug_faults, STR, "", NULL, NULL,                            \
+            "faults of the KV transfer to provoke: damage:N[:2], stall:N[:TIMES], break:N")
+#endif

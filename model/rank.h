@@ -1,0 +1,34 @@
+/* rank.h - what every rank of a program opens before it can compute: its device, its share of the
+ * weights, its slab of KV pages. For the rank's own thread; boot only. */
+#ifndef TD_MODEL_RANK_H
+#define TD_MODEL_RANK_H
+#include "common/kv/slab.h"
+#include "kernels/ops.h"
+#include "model/engine.h"
+
+typedef struct {
+    const td_checkpoint *ckpt;
+    const td_model_config *config;
+    const td_kv_layout *layout; /* outlives the rank */
+    int precise, poison;
+    td_moe_mode moe;
+    uint32_t rank, n_ranks, n_threads, spin_us, n_pages;
+} td_rank_options;
+
+typedef struct {
+    td_device *device;
+    td_weights *weights;
+    td_kv_slab slab;
+    const td_ops *ops;
+} td_rank;
+
+/* Zeroed on entry. On failure everything is given back. */
+td_status td_rank_open(td_rank *rank, const td_rank_options *options, td_err *err);
+void td_rank_close(td_rank *rank); /* zeroed is fine */
+/* The engine's view of it; comm NULL for a single rank. Fields that are the caller's choice stay 0.
+ */
+td_engine_config td_rank_engine(const td_rank *rank, const td_kv_layout *layout, td_comm *comm);
+/* Threads of each of n ranks when n_threads (0: all CPUs of this process) serve all of them; at
+ * least 1. */
+uint32_t td_rank_threads(uint32_t n_threads, uint32_t n_ranks);
+#endif
