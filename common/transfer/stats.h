@@ -10,9 +10,9 @@
 typedef enum {
     TD_XFER_LINK_CONNECTING, /* first endpoint made, peer has not answered yet */
     TD_XFER_LINK_READY,
-    TD_XFER_LINK_DRAINING,     /* endpoint closed by force, its gets are coming back */
-    TD_XFER_LINK_RECONNECTING, /* a fresh endpoint, peer has not answered yet */
-    TD_XFER_LINK_CLOSED,       /* DOWN event stands in the ring */
+    TD_XFER_LINK_RECONNECTING, /* the endpoint broke; a fresh one, peer has not answered yet */
+    TD_XFER_LINK_CLOSING,      /* endpoint is being closed by force */
+    TD_XFER_LINK_CLOSED,       /* the slot is free, or its DOWN event stands in the ring */
     TD_XFER_LINK_N_STATES,
 } td_xfer_link_state;
 
@@ -28,7 +28,7 @@ typedef struct {
     int64_t opened_ns;
     uint32_t n_jobs, n_in_flight; /* live jobs; gets out now */
     uint64_t n_bytes, n_gets;     /* came back whole */
-    uint64_t n_failed_gets;       /* came back with an error, or were force-closed */
+    uint64_t n_failed_gets;       /* given up: link broke, cancelled or late */
     uint64_t n_crc_mismatches, n_refetches, n_reconnects;
     uint64_t bytes_per_s; /* over the last second in which something moved; 0 when idle for two */
     int64_t answer_ns;    /* the peer's last answer to our hello, round trip */
@@ -38,7 +38,6 @@ typedef struct {
 typedef enum {
     TD_XFER_JOB_WAITING, /* link not ready yet, or no get posted yet */
     TD_XFER_JOB_MOVING,
-    TD_XFER_JOB_ENDING, /* failed, cancelled or late: its last gets are coming back */
     TD_XFER_JOB_ENDED,
     TD_XFER_JOB_N_STAGES,
 } td_xfer_job_stage;
@@ -62,8 +61,13 @@ uint32_t td_xfer_links(const td_xfer *xfer, td_xfer_link_info *out, uint32_t max
 /* Live ones by age, then the recent ones, newest first. */
 uint32_t td_xfer_jobs(const td_xfer *xfer, td_xfer_job_info *out, uint32_t max);
 uint32_t td_xfer_n_live_jobs(const td_xfer *xfer); /* tandem_transfers_active */
-/* Answers that this end gave to readers saying hello; refused: they meant another incarnation. */
-void td_xfer_served(const td_xfer *xfer, uint64_t *n_welcomed, uint64_t *n_refused);
+typedef struct {
+    uint32_t n_readers;             /* connected now */
+    uint64_t n_welcomed, n_refused; /* hellos; refused: another incarnation or version was meant */
+    uint64_t n_pulls, n_bad_pulls;  /* ranges asked for; bad: outside what is served */
+    uint64_t n_bytes;
+} td_xfer_served_info;
+td_xfer_served_info td_xfer_served(const td_xfer *xfer);
 const char *td_xfer_link_state_name(td_xfer_link_state state);   /* "ready" */
 const char *td_xfer_job_stage_name(td_xfer_job_stage stage);     /* "moving" */
 const char *td_xfer_transport_name(td_xfer_transport transport); /* "auto" */

@@ -1,8 +1,9 @@
 /* xfer.h - draws KV pages and blobs out of other processes' memory, by gets that the reader posts;
  * the sole user of UCX. One td_xfer is one rank's end: a thread of its own that drives one UCX
  * worker and sleeps when nothing moves. It serves the regions that are marked so (prefill), opens
- * links to other ranks' td_xfers (decode), or both. Nobody writes into another process's memory:
- * regions are registered for remote reading only.
+ * links to other ranks' td_xfers (decode), or both. Nobody writes into another process's memory: a
+ * source sends the bytes of a get in pieces, and only the reader's own thread lays them down, where
+ * and while it wants them.
  *
  * Threads: every function here is for the one thread that called create() (the daemon's loop).
  * Commands and events cross to the transfer thread as plain values over rings; `wake`
@@ -52,21 +53,27 @@ typedef struct {
 } td_xfer_region;
 
 typedef struct {
-    td_xfer_transport transport; /* AUTO: shm within a host (enforced), RDMA or tcp between hosts */
-    int allow_tcp;           /* AUTO: tcp is no error, neither within a host nor between hosts */
-    const char *net_devices; /* UCX device names, "lo" or "eth0,mlx5_0:1"; NULL: any */
-    const char *port_range;  /* "7000-7100" for tcp's listening ports; NULL: any */
+    td_xfer_transport
+        transport; /* AUTO and SHM: shared memory or an error; AUTO between hosts: RDMA */
+    int allow_tcp; /* AUTO: tcp is no error, neither within a host nor between hosts */
+    /* "ADDRESS:PORT" or "[V6]:PORT" for readers, numeric; port 0: any; NULL: "127.0.0.1:0". Whoever
+     * reaches it can read the served regions: it must be reachable from peers only. */
+    const char *listen;
+    const char *advertise; /* the descriptor's address; needed when listen is a wildcard */
+    const char
+        *net_devices;       /* UCX's names, "eth0,eth1"; NULL: "lo" if listen is loopback, or any */
+    const char *port_range; /* "7000-7100" for tcp's data ports; NULL: any */
     const char *incarnation; /* of this process, as in control messages; 1..63 bytes */
     uint32_t rank;
     const td_xfer_region *regions; /* [n_regions] */
     uint32_t n_regions;
-    uint32_t max_links;     /* 64 */
+    uint32_t max_links;     /* 64 that this end opens */
+    uint32_t max_readers;   /* 64 that others open to this end */
     uint32_t max_jobs;      /* 1024 live at once */
     uint32_t max_pages;     /* 65536 pages in live jobs */
     uint32_t gets_per_link; /* 32 in flight */
     int verify;             /* 1: CRC32C of every page range */
     int64_t connect_ms;     /* 2000: no answer by then = the peer is lost */
-    int64_t grace_ms;       /* 50: wait for the last gets of a cancelled or late job, then force */
     int64_t stall_ms;       /* 5000: gets out but none came back = try a fresh endpoint */
     td_ring_wake wake;      /* NULL: the caller polls td_xfer_next() */
     void *wake_arg;
@@ -74,7 +81,7 @@ typedef struct {
     void *thread_arg;
 } td_xfer_config;
 
-/* The values named above; transport auto, verify on. */
+/* The values named above; transport auto, verify on, every string NULL. */
 void td_xfer_config_init(td_xfer_config *config);
 /* Starts the thread, registers regions, opens the worker; waits for all of that. TD_CONFIG: this
  * machine lacks what the configuration asks for, in words. The strings and regions array are not
