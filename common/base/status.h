@@ -60,18 +60,6 @@ td_status td_fail(td_err *err, td_status st, const char *fmt, ...)
  * may not print *err. */
 td_status td_fail_prefix(td_err *err, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
-#ifdef __clang_analyzer__ /* it sees no bodies: tell it that a failure is never TD_OK */
-static inline td_status td_known_bad(td_status st)
-{
-    if (st == TD_OK)
-        __builtin_unreachable();
-    return st;
-}
-#define td_fail(err, st, ...) ((void)(td_fail)((err), (st), __VA_ARGS__), td_known_bad(st))
-#define td_fail_prefix(err, ...)                                                                   \
-    ((void)(td_fail_prefix)((err), __VA_ARGS__), td_known_bad((err)->status))
-#endif
-
 /* Always on; never judges input from outside; the condition has no side effects. */
 #define td_assert(c) ((c) ? (void)0 : td_assert_failed(#c, __FILE__, __LINE__))
 void td_assert_failed(const char *what, const char *file, int line) __attribute__((noreturn));

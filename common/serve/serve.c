@@ -171,7 +171,7 @@ static void refresh_process(td_serve *serve)
                                  (double)(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec) * 1e-6);
     FILE *statm = fopen("/proc/self/statm", "re");
     long long size, resident;
-    if (statm != NULL && fscanf(statm, "%lld %lld", &size, &resident) == 2) // NOLINT(cert-err34-c)
+    if (statm != NULL && fscanf(statm, "%lld %lld", &size, &resident) == 2)
         td_metric_set(serve->resident_gauge, resident * sysconf(_SC_PAGESIZE));
     if (statm != NULL)
         fclose(statm);

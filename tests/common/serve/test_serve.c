@@ -55,7 +55,8 @@ static child start(const char *watchdog_us, char **args)
     c.port = (uint16_t)port;
     return c;
 }
-#define ARGS(...) ((char *[]){SERVE_PROGRAM, ##__VA_ARGS__, NULL})
+#define ARGS(...) ((char *[]){SERVE_PROGRAM, __VA_ARGS__, NULL})
+#define NO_ARGS ((char *[]){SERVE_PROGRAM, NULL})
 
 /* The next notify message within ms, or "". */
 static const char *next_message(child *c, int64_t ms)
@@ -143,7 +144,7 @@ TEST(metrics_tell_state_version_and_incarnation)
 {
     const char *body;
     char want[64];
-    child c = start(NULL, ARGS());
+    child c = start(NULL, NO_ARGS);
     expect_message(&c, "READY=1");
     TD_EQ(200, get(&c, "/metrics", &body));
     TD_TRUE(strstr(body, "\ntandem_ready 1\n") != NULL);
@@ -159,7 +160,7 @@ TEST(metrics_tell_state_version_and_incarnation)
 
 TEST(the_watchdog_is_fed_only_while_the_engine_moves)
 {
-    child c = start("800000", ARGS());
+    child c = start("800000", NO_ARGS);
     expect_message(&c, "READY=1");
     for (int i = 0; i < 4; i++)
         expect_message(&c, "WATCHDOG=1");
