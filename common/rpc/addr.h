@@ -12,6 +12,12 @@ typedef struct {
     uint16_t port;
 } td_addr;
 
+/* How the bytes of a connection are protected. */
+typedef enum {
+    TD_PLAINTEXT,
+    TD_TLS, /* has a place (common/rpc/conn.h) but no code yet: opening with it is TD_UNSUPPORTED */
+} td_security;
+
 /* TD_INVALID: not of that form, the host too long, or the port out of 0..65535. Resolves nothing.
  */
 td_status td_addr_parse(const char *text, td_addr *out, td_err *err);

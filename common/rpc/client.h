@@ -23,7 +23,8 @@ typedef enum {
 
 typedef struct { /* 0 takes the default in brackets */
     td_addr peer;
-    const char *name; /* in log lines; ["rpc"] */
+    td_security security; /* [TD_PLAINTEXT] */
+    const char *name;     /* in log lines; ["rpc"] */
     /* Each change of state; why is set for BROKEN. May be NULL. The first state is CONNECTING,
      * without a callback. */
     void (*on_state)(td_rpc_client *client, void *user, td_rpc_state state, const td_err *why);

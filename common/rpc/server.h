@@ -41,33 +41,33 @@ typedef struct {
 
 typedef struct {                  /* 0 takes the default in brackets */
     td_addr listen;               /* port 0: any free one, see td_rpc_server_port() */
+    td_security security;         /* [TD_PLAINTEXT] */
     const td_rpc_method *methods; /* must outlive the server */
     uint32_t n_methods;
-    const char *name;          /* in log lines; ["rpc"] */
+    const char *name; /* in log lines; ["rpc"]; must outlive the server */
+
     uint32_t max_connections;  /* [1024] one more is accepted and closed at once */
     uint32_t max_streams;      /* [1024] calls at a time on one connection */
     size_t max_message_bytes;  /* [4 MiB] of one message, either way */
-    size_t max_backlog_bytes;  /* [1 MiB] queued for a client that does not read; one message may
-                                  stand alone */
+    size_t max_backlog_bytes;  /* [1 MiB] queued for a client; one message alone may be larger */
     size_t max_header_bytes;   /* [16 KiB] of one request's headers */
     size_t max_assembly_bytes; /* [256 MiB] of half-received messages, over all connections */
-    int64_t handshake_ms;      /* [10 s] from accept to the client's SETTINGS */
-    int64_t header_ms;         /* [10 s] from accept of a stream to its last header, and to a unary
-                                  request's end */
-    int64_t idle_ms;           /* [10 min] a connection without a call; then GOAWAY */
-    int64_t stall_ms; /* [20 s] bytes to send and the peer takes none; also a finished call's unread
-                         tail */
+
+    int64_t handshake_ms; /* [10 s] from accept to the client's SETTINGS */
+    int64_t header_ms;    /* [10 s] from a request's first header frame to its last */
+    int64_t request_ms;   /* [60 s] from there to the end of a UNARY or SERVER_STREAMING request */
+    int64_t idle_ms;      /* [10 min] a connection without a call; then GOAWAY */
+    int64_t stall_ms;     /* [20 s] there are bytes to send and the peer takes none */
     int64_t keepalive_ms; /* [20 s] silence from the peer before a PING */
-    int64_t
-        keepalive_reply_ms; /* [10 s] for any byte after that PING, else the connection is closed */
+    int64_t keepalive_reply_ms; /* [10 s] for any byte after it, else the connection is closed */
 } td_rpc_server_conf;
 
 typedef struct {
-    uint32_t n_connections,
-        n_calls; /* now; n_calls: until the last byte left or the stream was reset */
+    uint32_t n_connections;         /* now */
+    uint32_t n_calls;               /* now: until the last byte has left or the stream was reset */
     uint64_t n_accepted, n_refused; /* connections, ever */
     uint64_t n_started, n_cut_off;  /* calls, ever; cut off: for not reading */
-    size_t assembly_bytes;
+    size_t assembly_bytes;          /* now */
 } td_rpc_server_stats;
 
 /* Listens when it returns TD_OK. conf is copied (the methods are not). TD_CONFIG: bad table or
