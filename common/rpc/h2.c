@@ -233,7 +233,8 @@ static void send_frames(td_h2 *h2)
         if (n == 0 && h2->n_out == before)
             break;
         td_assert(h2->n_out + (size_t)n <= sizeof(h2->scratch->write)); /* TD_H2_SLACK */
-        memcpy(h2->scratch->write + h2->n_out, data, (size_t)n);
+        if (n > 0)
+            memcpy(h2->scratch->write + h2->n_out, data, (size_t)n);
         h2->n_out += (size_t)n;
         taken += h2->n_out - before;
         if (h2->n_out >= WRITE_AT && !write_out(h2))
