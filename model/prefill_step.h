@@ -49,8 +49,9 @@ typedef struct {
 td_status td_prefill_create(const td_engine_config *config, uint32_t max_tokens, uint32_t max_seqs,
                             td_prefill **out, td_err *err);
 void td_prefill_destroy(td_prefill *prefill); /* NULL is fine */
-/* Enqueues the step and waits for it. first_tokens [n_seqs]: written on every rank alike; -1 where
- * no token was drawn. TD_INVALID: the batch is not as the comments above say; nothing was done. */
+/* Enqueues the step and waits for it. first_tokens [n_seqs]: written by rank 0, which draws them
+ * (-1: none was drawn); on other ranks all are -1. TD_INVALID: the batch is not as the comments
+ * above say; nothing was done. */
 td_status td_prefill_run(td_prefill *prefill, const td_prefill_batch *batch, int32_t *first_tokens,
                          td_err *err);
 uint64_t td_prefill_device_bytes(const td_prefill *prefill); /* workspace, weights not counted */
