@@ -1,6 +1,7 @@
 #include "model/rank.h"
 
 #include <sched.h>
+#include <stdio.h>
 #include <string.h>
 
 td_status td_rank_open(td_rank *rank, const td_rank_options *o, td_err *err)
@@ -40,6 +41,13 @@ td_engine_config td_rank_engine(const td_rank *rank, const td_kv_layout *layout,
         .n_pages = rank->slab.n_pages,
         .max_context = (uint32_t)rank->weights->config.max_positions,
     };
+}
+
+int td_rank_has_draft(const td_checkpoint *ckpt, const td_model_config *config)
+{
+    char prefix[40];
+    snprintf(prefix, sizeof(prefix), "model.layers.%d.", config->n_layers);
+    return config->n_draft_layers > 0 && td_checkpoint_has_prefix(ckpt, prefix);
 }
 
 uint32_t td_rank_threads(uint32_t n_threads, uint32_t n_ranks)

@@ -20,6 +20,13 @@ static void on_heartbeat(td_rpc_call *call, void *user, const void *msg, size_t 
     status.incarnation = (char *)td_serve_incarnation(s->serve);
     status.version = (char *)TANDEM_VERSION;
     status.uptime_s = td_serve_uptime_s(s->serve);
+    Tandem__V1__PageCount counts[TD_WORKER_MAX_PAGE_STATES];
+    Tandem__V1__PageCount *pointers[TD_WORKER_MAX_PAGE_STATES];
+    for (int i = 0; i < TD_WORKER_MAX_PAGE_STATES; i++) {
+        counts[i] = (Tandem__V1__PageCount)TANDEM__V1__PAGE_COUNT__INIT;
+        pointers[i] = &counts[i];
+    }
+    status.pages = pointers;
     s->status(s->user, &status);
     Tandem__V1__HeartbeatResponse res = TANDEM__V1__HEARTBEAT_RESPONSE__INIT;
     res.status = &status;

@@ -7,13 +7,14 @@
 #include "proto/tandem/v1/worker.pb-c.h"
 
 #define TD_WORKER_N_METHODS 3
+#define TD_WORKER_MAX_PAGE_STATES 8
 #define TD_WORKER_MAX_ROWS 512 /* links or transfers in one answer */
 
 typedef struct {
     td_serve *serve;
     const char *role; /* "prefill", "decode" */
-    /* Fills status but role, state, incarnation, version, uptime; pages[i] are initialised messages
-     * to fill. */
+    /* Fills status but role, state, incarnation, version, uptime. pages points to
+     * TD_WORKER_MAX_PAGE_STATES initialised messages: set n_pages. */
     void (*status)(void *user, Tandem__V1__WorkerStatus *status);
     /* Fill up to TD_WORKER_MAX_ROWS initialised rows; return how many. Strings live until the next
      * call. */

@@ -1,0 +1,215 @@
+/* tandem-prefill: boot, drain, exit. */
+#include "common/base/clock.h"
+#include "common/base/log.h"
+#include "common/serve/health.h"
+#include "common/serve/worker.h"
+#include "prefill/report.h"
+#include "prefill/service.h"
+
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#define N_METHODS (TD_PREFILL_N_METHODS + TD_WORKER_N_METHODS + TD_HEALTH_N_METHODS)
+
+static const char *const services[] = {"tandem.v1.Prefill", "tandem.v1.Worker",
+                                       "grpc.health.v1.Health"};
+enum { N_SERVICES = sizeof(services) / sizeof(services[0]) };
+
+typedef struct {
+    td_prefill_conf conf;
+    td_loop *loop;
+    td_metrics *metrics;
+    td_serve *serve;
+    td_prefill_engine *engine;
+    td_prompts *prompts;
+    td_prefill_service service;
+    td_prefill_report report;
+    td_worker_service worker;
+    td_health health;
+    td_rpc_method methods[N_METHODS];
+    td_rpc_server *server;
+    td_timer drain_check;
+    bool draining;
+} daemon_state;
+
+/* ---- engine ---- */
+
+static void on_fatal(void *user, const td_err *err)
+{
+    (void)user;
+    td_error("prefill.fatal", "why=\"%s\"", err->text);
+    exit(1); /* a rank that failed cannot be trusted again; systemd starts a fresh process */
+}
+
+static void on_engine_ready(void *user)
+{
+    daemon_state *d = user;
+    td_prompts_conf conf = {
+        .loop = d->loop, .engine = d->engine, .metrics = d->metrics, .conf = &d->conf};
+    td_err err;
+    if (td_prompts_create(&conf, &d->prompts, &err) != TD_OK) {
+        on_fatal(d, &err);
+        return;
+    }
+    d->service.prompts = d->prompts;
+    d->report.prompts = d->prompts;
+    if (d->draining)
+        return;
+    td_health_set(&d->health, true);
+    td_info("prefill.ready", "listen=%s port=%u admin_port=%u ranks=%u pages=%u incarnation=%s",
+            d->conf.w.listen, td_rpc_server_port(d->server), td_serve_admin_port(d->serve),
+            d->conf.ranks, d->conf.w.kv_pages, td_serve_incarnation(d->serve));
+    td_serve_ready(d->serve);
+}
+
+static void on_group(void *user, uint32_t first_layer, uint32_t last_layer, const uint32_t *crc,
+                     uint32_t n)
+{
+    td_prompts_on_group(((daemon_state *)user)->prompts, first_layer, last_layer, crc, n);
+}
+
+static void on_step_done(void *user, const td_step_result *results, uint32_t n)
+{
+    td_prompts_on_done(((daemon_state *)user)->prompts, results, n);
+}
+
+/* ---- drain and exit ---- */
+
+static void check_drained(td_timer *timer, void *user)
+{
+    daemon_state *d = user;
+    if (d->prompts != NULL && td_prompts_active(d->prompts) > 0)
+        return;
+    td_timer_stop(timer);
+    td_serve_drained(d->serve);
+}
+
+static void on_drain(void *user)
+{
+    daemon_state *d = user;
+    d->draining = true;
+    td_health_set(&d->health, false);
+    td_timer_every(&d->drain_check, 0, 20 * TD_NS_PER_MS);
+}
+
+static void on_server_closed(void *user)
+{
+    daemon_state *d = user;
+    d->server = NULL;
+    td_prompts_destroy(d->prompts);
+    d->prompts = NULL;
+    td_prefill_engine_close(d->engine);
+    d->engine = NULL;
+    td_serve_close(d->serve, NULL, NULL);
+    d->serve = NULL;
+}
+
+static void on_exit_now(void *user, bool drained)
+{
+    daemon_state *d = user;
+    td_info("prefill.exit", "drained=%d active=%u", drained,
+            d->prompts != NULL ? td_prompts_active(d->prompts) : 0);
+    td_timer_stop(&d->drain_check);
+    if (d->prompts == NULL || td_prefill_engine_busy(d->engine))
+        exit(drained
+                 ? 0
+                 : 1); /* a step (or the boot) is under way; nothing of ours outlives the process */
+    td_rpc_server_close(d->server, on_server_closed, d);
+}
+
+/* ---- boot ---- */
+
+static td_status open_server(daemon_state *d, const td_addr *listen, td_err *err)
+{
+    d->service.serve = d->serve;
+    d->service.conf = &d->conf;
+    d->service.engine = d->engine;
+    d->report.engine = d->engine;
+    d->report.conf = &d->conf;
+    d->report.service = &d->service;
+    d->worker = (td_worker_service){.serve = d->serve,
+                                    .role = "prefill",
+                                    .status = td_prefill_report_status,
+                                    .links = td_prefill_report_links,
+                                    .transfers = td_prefill_report_transfers,
+                                    .user = &d->report};
+    td_health_init(&d->health, services, N_SERVICES);
+    td_rpc_method *row = d->methods;
+    td_prefill_methods(&d->service, row);
+    td_worker_methods(&d->worker, row += TD_PREFILL_N_METHODS);
+    td_health_methods(&d->health, row + TD_WORKER_N_METHODS);
+    td_rpc_server_conf conf = {
+        .listen = *listen,
+        .methods = d->methods,
+        .n_methods = N_METHODS,
+        .name = "control",
+        .max_backlog_bytes = 16U << 20, /* a decode daemon that is slow to read holds KV, not us */
+        .keepalive_ms = 1000,
+        .keepalive_reply_ms = 2000, /* a stopped decode daemon's prompts are given up */
+    };
+    return td_rpc_server_open(d->loop, &conf, &d->server, err);
+}
+
+static td_status boot(daemon_state *d, td_err *err)
+{
+    td_addr listen, admin;
+    const td_worker_conf *w = &d->conf.w;
+    td_status st = td_listen_addr("listen", w->listen, w->allow_plaintext, &listen, err);
+    if (st == TD_OK)
+        st = td_listen_addr("admin", w->admin, w->allow_plaintext, &admin, err);
+    if (st == TD_OK)
+        st = td_metrics_create(256, &d->metrics, err);
+    if (st == TD_OK)
+        st = td_loop_create(&d->loop, err);
+    if (st != TD_OK)
+        return st;
+    td_timer_init(&d->drain_check, d->loop, check_drained, d);
+    td_serve_conf serve = {.loop = d->loop,
+                           .admin = admin,
+                           .metrics = d->metrics,
+                           .drain_ms = w->drain_timeout_ms,
+                           .on_drain = on_drain,
+                           .on_exit = on_exit_now,
+                           .user = d};
+    st = td_serve_open(&serve, &d->serve, err);
+    td_prefill_engine_conf engine = {.loop = d->loop,
+                                     .serve = d->serve,
+                                     .conf = &d->conf,
+                                     .on_ready = on_engine_ready,
+                                     .on_group = on_group,
+                                     .on_done = on_step_done,
+                                     .on_fatal = on_fatal,
+                                     .user = d};
+    if (st == TD_OK)
+        st = td_prefill_engine_open(&engine, &d->engine, err);
+    if (st == TD_OK)
+        st = open_server(d, &listen, err);
+    return st;
+}
+
+int main(int argc, char **argv)
+{
+    static daemon_state d; /* large; zeroed */
+    td_err err;
+    signal(SIGPIPE, SIG_IGN);
+    td_status st = td_conf_load(&td_prefill_conf_spec, argc, argv, &d.conf, &err);
+    if (st == TD_EMPTY)
+        return 0;
+    if (st != TD_OK) {
+        fprintf(stderr, "tandem-prefill: %s\n", err.text);
+        return 2;
+    }
+    td_log_init("tandem-prefill", (td_log_level)d.conf.w.log_level,
+                getenv("JOURNAL_STREAM") != NULL);
+    st = boot(&d, &err);
+    if (st != TD_OK) {
+        td_error("prefill.start", "why=\"%s\"", err.text);
+        exit(2); /* half-built: the kernel frees what there is */
+    }
+    td_loop_run(d.loop);
+    td_loop_destroy(d.loop);
+    td_metrics_destroy(d.metrics);
+    td_conf_free(&td_prefill_conf_spec, &d.conf);
+    return 0;
+}

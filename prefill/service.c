@@ -1,0 +1,288 @@
+#include "prefill/service.h"
+
+#include "common/base/clock.h"
+#include "common/base/log.h"
+#include "common/serve/fingerprint.h"
+#include "common/serve/message.h"
+#include "proto/tandem/v1/prefill.pb-c.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static td_status check_ready(const td_prefill_service *s, td_err *err)
+{
+    switch (td_serve_get_state(s->serve)) {
+    case TD_SERVE_READY: return TD_OK;
+    case TD_SERVE_DRAINING: return td_fail(err, TD_PEER_LOST, "prefill: draining");
+    default: return td_fail(err, TD_PEER_LOST, "prefill: still starting");
+    }
+}
+
+static td_status check_incarnation(const td_prefill_service *s, const char *meant, td_err *err)
+{
+    const char *ours = td_serve_incarnation(s->serve);
+    if (strcmp(meant, ours) == 0)
+        return TD_OK;
+    return td_fail(err, TD_PEER_LOST,
+                   "prefill: meant for incarnation \"%.16s\", this is %s: it restarted", meant,
+                   ours);
+}
+
+static td_decode_peer *find_peer(td_prefill_service *s, const char *incarnation)
+{
+    for (int i = 0; i < TD_PREFILL_MAX_PEERS; i++)
+        if (incarnation[0] != '\0' && strcmp(s->peers[i].incarnation, incarnation) == 0)
+            return &s->peers[i];
+    return NULL;
+}
+
+/* A row for a new peer: a free one, or the one not seen for longest. */
+static td_decode_peer *oldest_peer(td_prefill_service *s)
+{
+    td_decode_peer *best = &s->peers[0];
+    for (int i = 1; i < TD_PREFILL_MAX_PEERS; i++)
+        if (s->peers[i].seen_ns < best->seen_ns)
+            best = &s->peers[i];
+    return best;
+}
+
+static void remember_peer(td_prefill_service *s, const Tandem__V1__ConnectRequest *req)
+{
+    td_decode_peer *peer = find_peer(s, req->incarnation);
+    if (peer == NULL) {
+        peer = oldest_peer(s);
+        *peer = (td_decode_peer){0};
+        snprintf(peer->incarnation, sizeof(peer->incarnation), "%s", req->incarnation);
+    }
+    snprintf(peer->address, sizeof(peer->address), "%s", req->address);
+    peer->seen_ns = td_now_ns();
+}
+
+/* ---- Connect ---- */
+
+static void reply_connect(td_prefill_service *s, td_rpc_call *call)
+{
+    td_fingerprint_message fp;
+    td_fingerprint_to_message(td_prefill_engine_fingerprint(s->engine), &fp);
+    ProtobufCBinaryData descriptors[64];
+    Tandem__V1__ConnectResponse res = TANDEM__V1__CONNECT_RESPONSE__INIT;
+    res.incarnation = (char *)td_serve_incarnation(s->serve);
+    res.build = (char *)TANDEM_VERSION;
+    res.n_fingerprint = fp.n;
+    res.fingerprint = fp.pointers;
+    res.ranks = s->conf->ranks;
+    res.n_rank_descriptor = s->conf->ranks;
+    res.rank_descriptor = descriptors;
+    for (uint32_t r = 0; r < s->conf->ranks; r++) {
+        size_t n;
+        descriptors[r].data =
+            (uint8_t *)td_xfer_descriptor(td_prefill_engine_xfer(s->engine, r), &n);
+        descriptors[r].len = n;
+    }
+    res.lease_ms = (uint32_t)s->conf->lease_ms;
+    res.blob_bytes = td_prefill_engine_blob_bytes(s->engine);
+    td_message_reply(call, &res.base);
+}
+
+static void on_connect(td_rpc_call *call, void *user, const void *msg, size_t len)
+{
+    td_prefill_service *s = user;
+    ProtobufCMessage *message = NULL;
+    td_err err;
+    td_status st = check_ready(s, &err);
+    if (st == TD_OK)
+        st = td_message_unpack(&tandem__v1__connect_request__descriptor, msg, len, &message, &err);
+    if (st != TD_OK) {
+        td_rpc_call_fail(call, &err);
+        return;
+    }
+    const Tandem__V1__ConnectRequest *req = (const Tandem__V1__ConnectRequest *)message;
+    td_fingerprint theirs;
+    char diff[400];
+    st = td_fingerprint_from_message(req->fingerprint, req->n_fingerprint, &theirs, &err);
+    if (st == TD_OK && strlen(req->incarnation) != TD_INCARNATION_BYTES - 1)
+        st = td_fail(&err, TD_INVALID, "prefill: incarnation must have 16 characters");
+    if (st == TD_OK && td_fingerprint_diff(td_prefill_engine_fingerprint(s->engine), &theirs, diff,
+                                           sizeof(diff)) > 0)
+        st = td_fail(&err, TD_PRECONDITION, "prefill and decode do not match (ours: prefill): %s",
+                     diff);
+    if (st == TD_OK) {
+        remember_peer(s, req);
+        td_info("peer.connect", "peer=%.200s incarnation=%s build=%.40s", req->address,
+                req->incarnation, req->build);
+        reply_connect(s, call);
+    } else {
+        td_warn("peer.refuse", "peer=%.200s why=\"%s\"", req->address, err.text);
+        td_rpc_call_fail(call, &err);
+    }
+    protobuf_c_message_free_unpacked(message, NULL);
+}
+
+/* ---- Prefill ---- */
+
+static td_status read_sampling(const Tandem__V1__Sampling *m, td_sampling *out, td_err *err)
+{
+    td_sampling_init(out);
+    if (m == NULL)
+        return TD_OK;
+    if (m->n_stop_token_ids > TD_SAMPLING_MAX_FORBID)
+        return td_fail(err, TD_INVALID, "prefill: %zu stop ids, at most %d", m->n_stop_token_ids,
+                       TD_SAMPLING_MAX_FORBID);
+    out->temperature = m->temperature;
+    out->top_p = m->top_p;
+    out->top_k = (int32_t)m->top_k;
+    out->seed = m->seed;
+    out->min_tokens = (int32_t)m->min_tokens;
+    out->n_forbid = (int32_t)m->n_stop_token_ids;
+    for (size_t i = 0; i < m->n_stop_token_ids; i++)
+        out->forbid[i] = (int32_t)m->stop_token_ids[i];
+    return TD_OK;
+}
+
+static td_status check_prompt(const td_prefill_service *s, const Tandem__V1__PrefillRequest *req,
+                              td_err *err)
+{
+    const td_model_config *config = td_prefill_engine_config(s->engine);
+    if (!td_request_id_valid(req->request_id, strlen(req->request_id)))
+        return td_fail(err, TD_INVALID, "prefill: bad request id");
+    if (req->n_token_ids == 0 || req->n_token_ids > (size_t)config->max_positions)
+        return td_fail(err, TD_INVALID, "prefill: %zu prompt tokens, must be 1 to %d",
+                       req->n_token_ids, config->max_positions);
+    for (size_t i = 0; i < req->n_token_ids; i++)
+        if (req->token_ids[i] >= (uint32_t)config->vocab_size)
+            return td_fail(err, TD_INVALID,
+                           "prefill: token_ids[%zu] is %u, the vocabulary has %d tokens", i,
+                           req->token_ids[i], config->vocab_size);
+    if (req->want_draft && td_prefill_engine_layout(s->engine)->draft_layer < 0)
+        return td_fail(err, TD_INVALID, "prefill: the model has no draft layer");
+    return TD_OK;
+}
+
+static td_status take_prompt(td_prefill_service *s, td_rpc_call *call,
+                             const Tandem__V1__PrefillRequest *req, td_err *err)
+{
+    td_sampling sampling;
+    td_decode_peer *peer = find_peer(s, req->decode_incarnation);
+    td_status st = check_incarnation(s, req->incarnation, err);
+    if (st == TD_OK && peer == NULL)
+        st = td_fail(err, TD_PRECONDITION, "prefill: decode daemon %.16s has not connected",
+                     req->decode_incarnation);
+    if (st == TD_OK)
+        st = check_prompt(s, req, err);
+    if (st == TD_OK)
+        st = read_sampling(req->sampling, &sampling, err);
+    if (st == TD_OK)
+        st = td_sampling_check(&sampling, td_prefill_engine_config(s->engine)->vocab_size, err);
+    if (st != TD_OK)
+        return st;
+    td_prompt_args args = {.id = req->request_id,
+                           .decode_incarnation = req->decode_incarnation,
+                           .number = req->number,
+                           .call = call,
+                           .tokens = req->token_ids,
+                           .n_tokens = req->n_token_ids,
+                           .sampling = &sampling,
+                           .want_draft = req->want_draft};
+    st = td_prompts_add(s->prompts, &args, err);
+    if (st == TD_OK) {
+        peer->seen_ns = td_now_ns();
+        peer->n_prompts++;
+        peer->n_pages += (req->n_token_ids + TD_PAGE_TOKENS - 1) / TD_PAGE_TOKENS;
+    }
+    return st;
+}
+
+static void on_prefill(td_rpc_call *call, void *user, const void *msg, size_t len)
+{
+    td_prefill_service *s = user;
+    ProtobufCMessage *message = NULL;
+    td_err err;
+    td_status st = check_ready(s, &err);
+    if (st == TD_OK)
+        st = td_message_unpack(&tandem__v1__prefill_request__descriptor, msg, len, &message, &err);
+    if (st == TD_OK) {
+        st = take_prompt(s, call, (const Tandem__V1__PrefillRequest *)message, &err);
+        protobuf_c_message_free_unpacked(message, NULL);
+    }
+    if (st == TD_TOO_LARGE)
+        td_rpc_call_finish(call, TD_GRPC_OUT_OF_RANGE,
+                           err.text); /* never fits: no reason to wait for room */
+    else if (st != TD_OK)
+        td_rpc_call_fail(call, &err);
+}
+
+static void on_prefill_cancelled(td_rpc_call *call, void *user, td_grpc_status why)
+{
+    td_prefill_service *s = user;
+    (void)why;
+    if (s->prompts != NULL)
+        td_prompts_call_gone(s->prompts, call);
+}
+
+/* ---- Release and Renew ---- */
+
+static void on_release(td_rpc_call *call, void *user, const void *msg, size_t len)
+{
+    td_prefill_service *s = user;
+    ProtobufCMessage *message;
+    td_err err;
+    if (td_message_unpack(&tandem__v1__release_request__descriptor, msg, len, &message, &err) !=
+        TD_OK) {
+        td_rpc_call_fail(call, &err);
+        return;
+    }
+    const Tandem__V1__ReleaseRequest *req = (const Tandem__V1__ReleaseRequest *)message;
+    if (s->prompts != NULL && strcmp(req->incarnation, td_serve_incarnation(s->serve)) == 0)
+        td_prompts_release(s->prompts, req->decode_incarnation, req->number);
+    protobuf_c_message_free_unpacked(message, NULL);
+    Tandem__V1__ReleaseResponse res = TANDEM__V1__RELEASE_RESPONSE__INIT;
+    td_message_reply(call, &res.base);
+}
+
+static void on_renew(td_rpc_call *call, void *user, const void *msg, size_t len)
+{
+    td_prefill_service *s = user;
+    ProtobufCMessage *message;
+    td_err err;
+    if (td_message_unpack(&tandem__v1__renew_request__descriptor, msg, len, &message, &err) !=
+        TD_OK) {
+        td_rpc_call_fail(call, &err);
+        return;
+    }
+    const Tandem__V1__RenewRequest *req = (const Tandem__V1__RenewRequest *)message;
+    bool ours = s->prompts != NULL && strcmp(req->incarnation, td_serve_incarnation(s->serve)) == 0;
+    Tandem__V1__RenewResponse res = TANDEM__V1__RENEW_RESPONSE__INIT;
+    res.unknown = calloc(req->n_numbers + 1, sizeof(*res.unknown));
+    if (res.unknown == NULL) {
+        td_rpc_call_finish(call, TD_GRPC_RESOURCE_EXHAUSTED, "prefill: no memory for the answer");
+    } else {
+        for (size_t i = 0; i < req->n_numbers; i++)
+            if (!ours || !td_prompts_renew(s->prompts, req->decode_incarnation, req->numbers[i]))
+                res.unknown[res.n_unknown++] = req->numbers[i];
+        td_message_reply(call, &res.base);
+    }
+    free(res.unknown);
+    protobuf_c_message_free_unpacked(message, NULL);
+}
+
+void td_prefill_methods(td_prefill_service *s, td_rpc_method *rows)
+{
+    rows[0] = (td_rpc_method){.path = "/tandem.v1.Prefill/Connect",
+                              .kind = TD_RPC_UNARY,
+                              .on_message = on_connect,
+                              .user = s};
+    rows[1] = (td_rpc_method){.path = "/tandem.v1.Prefill/Prefill",
+                              .kind = TD_RPC_SERVER_STREAMING,
+                              .on_message = on_prefill,
+                              .on_cancelled = on_prefill_cancelled,
+                              .user = s};
+    rows[2] = (td_rpc_method){.path = "/tandem.v1.Prefill/Release",
+                              .kind = TD_RPC_UNARY,
+                              .on_message = on_release,
+                              .user = s};
+    rows[3] = (td_rpc_method){.path = "/tandem.v1.Prefill/Renew",
+                              .kind = TD_RPC_UNARY,
+                              .on_message = on_renew,
+                              .user = s};
+}
