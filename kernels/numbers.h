@@ -102,4 +102,16 @@ static inline uint8_t td_quant_code(float x, float scale)
     float v = x / scale;
     return td_f32_to_e4m3(v > 448.0f ? 448.0f : v < -448.0f ? -448.0f : v);
 }
+
+/* Walsh-Hadamard transform of 128 numbers in natural order: strides 1, 2, .., 64. */
+static inline void td_hadamard128(float *x)
+{
+    for (int stride = 1; stride < 128; stride *= 2)
+        for (int i = 0; i < 128; i++)
+            if ((i & stride) == 0) {
+                float a = x[i], b = x[i + stride];
+                x[i] = a + b;
+                x[i + stride] = a - b;
+            }
+}
 #endif

@@ -14,6 +14,15 @@ typedef struct {
     int B, N;
 } td_accept_args;
 
+/* What any backend takes; otherwise TD_BAD_SHAPE. */
+static inline int td_accept_valid(const td_accept_args *a)
+{
+    if (a->B < 0 || a->N < 1)
+        return 0;
+    return a->B == 0 || (a->target != NULL && a->n_drafts != NULL && a->n_accepted != NULL &&
+                         (a->N == 1 || a->draft != NULL));
+}
+
 td_status td_accept_ref(const td_accept_args *a, td_stream *stream); /* plain judge: tests only */
 td_status td_accept_cpu(const td_accept_args *a, td_stream *stream);
 #endif

@@ -10,6 +10,14 @@ typedef struct {
     int64_t stride;
 } td_argmax_args;
 
+/* What any backend takes; otherwise TD_BAD_SHAPE. */
+static inline int td_argmax_valid(const td_argmax_args *a)
+{
+    if (a->T < 0 || a->V < 1)
+        return 0;
+    return a->T == 0 || (a->logits != NULL && a->ids != NULL && (a->T == 1 || a->stride >= a->V));
+}
+
 td_status td_argmax_ref(const td_argmax_args *a, td_stream *stream); /* plain judge: tests only */
 td_status td_argmax_cpu(const td_argmax_args *a, td_stream *stream);
 #endif

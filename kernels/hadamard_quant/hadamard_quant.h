@@ -13,6 +13,12 @@ typedef struct {
     int ue8m0;
 } td_hadamard_quant_args;
 
+/* What any backend takes; otherwise TD_BAD_SHAPE. */
+static inline int td_hadamard_quant_valid(const td_hadamard_quant_args *a)
+{
+    return a->T == 0 || (a->T > 0 && a->x != NULL && a->q != NULL && a->qs != NULL);
+}
+
 td_status td_hadamard_quant_ref(const td_hadamard_quant_args *a,
                                 td_stream *stream); /* plain judge: tests only */
 td_status td_hadamard_quant_cpu(const td_hadamard_quant_args *a, td_stream *stream);

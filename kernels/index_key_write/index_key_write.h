@@ -13,6 +13,16 @@ typedef struct {
     td_dtype act;
 } td_index_key_write_args;
 
+/* What any backend takes; otherwise TD_BAD_SHAPE. */
+static inline int td_index_key_write_valid(const td_index_key_write_args *a)
+{
+    const td_kv_view *kv = &a->kv;
+    if (a->T < 0 || a->dim < 1 || kv->page_rows < 1 || kv->dtype < 0 || kv->dtype > 2 ||
+        (kv->dtype != 2 && a->dim != 128) || a->act != (kv->dtype == 2 ? TD_F32 : TD_BF16))
+        return 0;
+    return a->T == 0 || (a->k != NULL && a->slots != NULL && kv->plane != NULL);
+}
+
 td_status td_index_key_write_ref(const td_index_key_write_args *a,
                                  td_stream *stream); /* plain judge: tests only */
 td_status td_index_key_write_cpu(const td_index_key_write_args *a, td_stream *stream);

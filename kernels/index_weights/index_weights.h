@@ -11,6 +11,14 @@ typedef struct {
     int T, Hi, dim;  /* dim: index_head_dim (128) */
 } td_index_weights_args;
 
+/* What any backend takes; otherwise TD_BAD_SHAPE. */
+static inline int td_index_weights_valid(const td_index_weights_args *a)
+{
+    if (a->T < 0 || a->Hi < 1 || a->dim < 1)
+        return 0;
+    return a->T == 0 || (a->xw != NULL && a->w != NULL);
+}
+
 td_status td_index_weights_ref(const td_index_weights_args *a,
                                td_stream *stream); /* plain judge: tests only */
 td_status td_index_weights_cpu(const td_index_weights_args *a, td_stream *stream);

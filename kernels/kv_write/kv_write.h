@@ -14,6 +14,18 @@ typedef struct {
     td_dtype act;
 } td_kv_write_args;
 
+/* What any backend takes; otherwise TD_BAD_SHAPE. */
+static inline int td_kv_write_valid(const td_kv_write_args *a)
+{
+    const td_kv_view *kv = &a->kv;
+    if (a->T < 0 || a->C < 1 || a->R < 0 || kv->page_rows < 1 || kv->dtype < 0 || kv->dtype > 2 ||
+        (kv->dtype == 0 && a->C % TD_QUANT_GROUP != 0) ||
+        a->act != (kv->dtype == 2 ? TD_F32 : TD_BF16))
+        return 0;
+    return a->T == 0 || (a->c != NULL && a->slots != NULL && kv->plane != NULL &&
+                         (a->T == 1 || a->c_stride >= a->C + a->R));
+}
+
 td_status td_kv_write_ref(const td_kv_write_args *a,
                           td_stream *stream); /* plain judge: tests only */
 td_status td_kv_write_cpu(const td_kv_write_args *a, td_stream *stream);

@@ -14,6 +14,14 @@ typedef struct {
     td_dtype act;
 } td_layernorm_args;
 
+/* What any backend takes; otherwise TD_BAD_SHAPE. */
+static inline int td_layernorm_valid(const td_layernorm_args *a)
+{
+    if (a->T < 0 || a->D < 1 || (a->act != TD_F32 && a->act != TD_BF16))
+        return 0;
+    return a->T == 0 || (a->x != NULL && a->w != NULL && a->b != NULL && a->y != NULL);
+}
+
 td_status td_layernorm_ref(const td_layernorm_args *a,
                            td_stream *stream); /* plain judge: tests only */
 td_status td_layernorm_cpu(const td_layernorm_args *a, td_stream *stream);

@@ -21,6 +21,18 @@ typedef struct {
     td_dtype act;
 } td_rmsnorm_args;
 
+/* What any backend takes; otherwise TD_BAD_SHAPE. */
+static inline int td_rmsnorm_valid(const td_rmsnorm_args *a)
+{
+    if (a->T < 0 || a->D < 1 || (a->act != TD_F32 && a->act != TD_BF16))
+        return 0;
+    if (a->T == 0)
+        return 1;
+    return a->x != NULL && a->w != NULL && a->y != NULL && a->x_stride >= 0 &&
+           (a->T == 1 || a->y_stride >= a->D) && (a->res_out == NULL || a->res != NULL) &&
+           (a->q == NULL || (a->qs != NULL && a->act == TD_BF16));
+}
+
 td_status td_rmsnorm_ref(const td_rmsnorm_args *a, td_stream *stream); /* plain judge: tests only */
 td_status td_rmsnorm_cpu(const td_rmsnorm_args *a, td_stream *stream);
 #endif

@@ -13,6 +13,15 @@ typedef struct {
     int64_t stride;
 } td_topk_args;
 
+/* What any backend takes; otherwise TD_BAD_SHAPE. */
+static inline int td_topk_valid(const td_topk_args *a)
+{
+    if (a->T < 0 || a->k < 0 || a->stride < 0)
+        return 0;
+    return a->T == 0 || a->k == 0 ||
+           (a->logits != NULL && a->row_len != NULL && a->selected != NULL);
+}
+
 td_status td_topk_ref(const td_topk_args *a, td_stream *stream); /* plain judge: tests only */
 td_status td_topk_cpu(const td_topk_args *a, td_stream *stream);
 #endif

@@ -1,0 +1,191 @@
+/* sparse_mla_lanes.h - the five steps of one row's attention, per instruction set (each_isa.h).
+ * Every order is fixed by C, R and the number of keys: a score is 16 chains of fused multiply-adds
+ * over the dims (lane l: dims l, l + 16, ..), then the lanes' tree; the sum of p is 16 such chains
+ * over the keys; an output is one chain over the keys. */
+#define V L(v16)
+
+/* Score tiles of HEADS x KEYS sums, output tiles of HEADS x COLS. */
+#if LANES_REGS >= 32
+#define HEADS 4
+#define KEYS 4
+#define COLS 4
+#elif LANES_REGS >= 8
+#define HEADS 2
+#define KEYS 2
+#define COLS 2
+#else
+#define HEADS 1
+#define KEYS 1
+#define COLS 1
+#endif
+
+/* n numbers from bf16 or f32, zeros behind them up to `to`. */
+LANES_TARGET static void L(mla_widen)(const void *x, td_dtype dtype, int n, int to, float *out)
+{
+    int i = 0;
+    for (; i + LANES <= n; i += LANES)
+        L(vstore)(out + i, L(load_act)(x, i, LANES, dtype));
+    if (i < n)
+        L(vstoren)(out + i, L(load_act)(x, i, n - i, dtype), n - i);
+    for (i = n; i < to; i++)
+        out[i] = 0.0f;
+}
+
+/* A cached fp8 row to C + R numbers, zeros behind them up to ld. */
+LANES_TARGET static void L(mla_fp8)(const unsigned char *row, int C, int R, int ld, float *out)
+{
+    for (int g = 0; g < C / TD_QUANT_GROUP; g++) {
+        float scale;
+        memcpy(&scale, row + C + 4 * g, 4);
+        V s = L(vset)(scale);
+        for (int i = g * TD_QUANT_GROUP; i < (g + 1) * TD_QUANT_GROUP; i += LANES)
+            L(vstore)(out + i, L(vmul)(L(vload_e4m3)(row + i), s));
+    }
+    L(mla_widen)(row + C + C / TD_QUANT_GROUP * 4, TD_BF16, R, ld - C, out + C);
+}
+
+LANES_TARGET TD_BODY void L(mla_score_tile)(const mla_tile *m, int h, int i, int heads, int keys)
+{
+    const float *q = m->q + (int64_t)h * m->ld, *k = m->keys + (int64_t)i * m->ld;
+    const int64_t ld = m->ld;
+    V sum[HEADS * KEYS];
+#pragma GCC unroll 16
+    for (int j = 0; j < heads * keys; j++)
+        sum[j] = L(vzero)();
+    for (int64_t d = 0; d < ld; d += LANES) {
+        V kd[KEYS];
+#pragma GCC unroll 4
+        for (int b = 0; b < keys; b++)
+            kd[b] = L(vload)(k + b * ld + d);
+#pragma GCC unroll 4
+        for (int a = 0; a < heads; a++) {
+            V qd = L(vload)(q + a * ld + d);
+#pragma GCC unroll 4
+            for (int b = 0; b < keys; b++)
+                sum[a * keys + b] = L(vfma)(qd, kd[b], sum[a * keys + b]);
+        }
+    }
+    float total[HEADS * KEYS];
+    if (heads * keys % 4 == 0) {
+#pragma GCC unroll 4
+        for (int j = 0; j < heads * keys; j += 4)
+            L(vsum4)(sum + j, total + j);
+    } else {
+#pragma GCC unroll 4
+        for (int j = 0; j < heads * keys; j++)
+            total[j] = L(vsum)(sum[j]);
+    }
+#pragma GCC unroll 4
+    for (int a = 0; a < heads; a++)
+#pragma GCC unroll 4
+        for (int b = 0; b < keys; b++)
+            m->p[(h + a) * m->ldp + m->first + i + b] = total[a * keys + b] * m->scale;
+}
+
+/* Scores of m->n keys for all heads. A few keys at a time stay in the first cache for all heads. */
+LANES_TARGET static void L(mla_scores)(const mla_tile *m)
+{
+    for (int i0 = 0; i0 < m->n; i0 += 8) {
+        int end = i0 + 8 < m->n ? i0 + 8 : m->n;
+        for (int h = 0; h < m->H;) {
+            int heads = m->H - h >= HEADS ? HEADS : 1, i = i0;
+            if (heads == HEADS) {
+                for (; i + KEYS <= end; i += KEYS)
+                    L(mla_score_tile)(m, h, i, HEADS, KEYS);
+                for (; i < end; i++)
+                    L(mla_score_tile)(m, h, i, HEADS, 1);
+            } else {
+                for (; i + KEYS <= end; i += KEYS)
+                    L(mla_score_tile)(m, h, i, 1, KEYS);
+                for (; i < end; i++)
+                    L(mla_score_tile)(m, h, i, 1, 1);
+            }
+            h += heads;
+        }
+    }
+}
+
+/* p[0..n-1] from scores to r(exp(s - max)); returns the sum before r. p has room up to the next
+ * multiple of 16. */
+LANES_TARGET static float L(mla_softmax)(float *p, int n, int round)
+{
+    V max = L(vset)(-INFINITY), sum = L(vzero)();
+    for (int i = n; i % LANES != 0; i++)
+        p[i] = -INFINITY;
+    for (int i = 0; i < n; i += LANES) /* vmax drops NaN in its first operand */
+        max = L(vmax)(L(vload)(p + i), max);
+    max = L(vset)(L(vhmax)(max));
+    for (int i = 0; i < n; i += LANES) {
+        V e = L(vexp)(L(vsub)(L(vload)(p + i), max));
+        sum = L(vadd)(sum, e);
+        L(vstore)(p + i, round ? L(vround_bf16)(e) : e);
+    }
+    return L(vsum)(sum);
+}
+
+LANES_TARGET TD_BODY void L(mla_value_tile)(const mla_tile *m, int h, int c, int heads, int cols)
+{
+    float *u = m->u + (int64_t)h * m->ldu + c;
+    const float *p = m->p + (int64_t)h * m->ldp + m->first, *k = m->keys + c;
+    V sum[HEADS][COLS];
+#pragma GCC unroll 4
+    for (int a = 0; a < heads; a++)
+#pragma GCC unroll 4
+        for (int b = 0; b < cols; b++)
+            sum[a][b] = L(vload)(u + a * m->ldu + b * LANES);
+    for (int i = 0; i < m->n; i++, k += m->ld) {
+        V v[COLS];
+#pragma GCC unroll 4
+        for (int b = 0; b < cols; b++)
+            v[b] = L(vload)(k + b * LANES);
+#pragma GCC unroll 4
+        for (int a = 0; a < heads; a++) {
+            V x = L(vset)(p[a * m->ldp + i]);
+#pragma GCC unroll 4
+            for (int b = 0; b < cols; b++)
+                sum[a][b] = L(vfma)(x, v[b], sum[a][b]);
+        }
+    }
+#pragma GCC unroll 4
+    for (int a = 0; a < heads; a++)
+#pragma GCC unroll 4
+        for (int b = 0; b < cols; b++)
+            L(vstore)(u + a * m->ldu + b * LANES, sum[a][b]);
+}
+
+/* u += p * keys for all heads; columns up to the next multiple of 16 behind C. */
+LANES_TARGET static void L(mla_values)(const mla_tile *m)
+{
+    for (int c = 0; c < m->C;) {
+        int cols = m->C - c > (COLS - 1) * LANES ? COLS : 1;
+        for (int h = 0; h < m->H;) {
+            int heads = m->H - h >= HEADS ? HEADS : 1;
+            if (heads == HEADS && cols == COLS)
+                L(mla_value_tile)(m, h, c, HEADS, COLS);
+            else if (heads == HEADS)
+                L(mla_value_tile)(m, h, c, HEADS, 1);
+            else if (cols == COLS)
+                L(mla_value_tile)(m, h, c, 1, COLS);
+            else
+                L(mla_value_tile)(m, h, c, 1, 1);
+            h += heads;
+        }
+        c += cols * LANES;
+    }
+}
+
+LANES_TARGET static void L(mla_finish)(const float *u, float sum, int C, td_dtype act, void *out)
+{
+    V s = L(vset)(sum);
+    for (int c = 0; c < C; c += LANES) {
+        int n = C - c < LANES ? C - c : LANES;
+        L(store_act)(out, c, n, act, L(vdiv)(L(vload)(u + c), s));
+    }
+}
+
+static const mla_steps L(mla_steps) = {L(mla_widen),   L(mla_fp8),    L(mla_scores),
+                                       L(mla_softmax), L(mla_values), L(mla_finish)};
+#undef HEADS
+#undef KEYS
+#undef COLS
+#undef V
