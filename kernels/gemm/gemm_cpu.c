@@ -1,0 +1,84 @@
+#include "kernels/gemm/gemm.h"
+
+#include "kernels/cpu/convert.h"
+#include "kernels/cpu/tiles.h"
+
+typedef struct {
+    const td_gemm_args *a;
+    td_stream *stream;
+    td_tiles tiles;
+} job;
+
+static int bad_shape(const td_gemm_args *a)
+{
+    if (a->M < 0 || a->N < 0 || a->K < 0)
+        return 1;
+    if (a->dtype != TD_F32 && a->dtype != TD_BF16 && a->dtype != TD_E4M3)
+        return 1;
+    if (a->y_dtype != TD_F32 && (a->y_dtype != TD_BF16 || a->accumulate))
+        return 1;
+    if (a->M > 1 && (a->x_stride < a->K || a->y_stride < a->N))
+        return 1;
+    if (a->M == 0 || a->N == 0)
+        return 0;
+    if (a->y == NULL)
+        return 1;
+    if (a->K == 0)
+        return 0;
+    return a->x == NULL || a->w == NULL ||
+           (a->dtype == TD_E4M3 && (a->xs == NULL || a->ws == NULL));
+}
+
+static void store(td_isa isa, const td_gemm_args *a, int64_t m, int64_t n0, int n,
+                  const float *result)
+{
+    unsigned char *y =
+        (unsigned char *)a->y + (m * a->y_stride + n0) * (int64_t)td_dtype_bytes(a->y_dtype);
+    if (a->accumulate)
+        td_cpu_add(isa, result, n, (float *)y);
+    else
+        td_cpu_narrow(isa, a->y_dtype, result, n, y);
+}
+
+static void part(void *arg, int64_t begin, int64_t end, uint32_t thread)
+{
+    const job *j = arg;
+    const td_gemm_args *a = j->a;
+    const td_tiles *t = &j->tiles;
+    const td_isa isa = td_cpu_isa(j->stream);
+    const int64_t n_kb = td_ceil_div(a->K, TD_QUANT_GROUP),
+                  size = (int64_t)td_dtype_bytes(a->dtype);
+    unsigned char *scratch = td_cpu_scratch(j->stream, thread, t->n_bytes);
+    float *result = (float *)(scratch + t->dot_bytes);
+    for (int64_t item = begin; item < end; item++) {
+        const int64_t m0 = item % t->n_blocks * t->m_block, n0 = item / t->n_blocks * t->n_tile;
+        td_dot_args d = {.x_stride = a->x_stride, .K = a->K, .dtype = a->dtype};
+        d.m = (int)(a->M - m0 < t->m_block ? a->M - m0 : t->m_block);
+        d.n = (int)(a->N - n0 < t->n_tile ? a->N - n0 : t->n_tile);
+        if (a->K > 0) {
+            d.x = (const unsigned char *)a->x + m0 * a->x_stride * size;
+            d.w = (const unsigned char *)a->w + n0 * a->K * size;
+        }
+        if (a->K > 0 && a->dtype == TD_E4M3) {
+            d.xs = a->xs + m0 * n_kb;
+            d.ws = a->ws + n0 / TD_QUANT_GROUP * n_kb;
+        }
+        td_dot(isa, &d, scratch, result, t->n_tile);
+        for (int m = 0; m < d.m; m++)
+            store(isa, a, m0 + m, n0, d.n, result + (int64_t)m * t->n_tile);
+    }
+}
+
+td_status td_gemm_cpu(const td_gemm_args *a, td_stream *stream)
+{
+    if (bad_shape(a))
+        return TD_BAD_SHAPE;
+    if (a->M == 0 || a->N == 0)
+        return TD_OK;
+    job j = {a, stream, td_tiles_plan(stream, a->M, a->N, a->K, 1)};
+    td_status st = td_cpu_reserve(stream, j.tiles.n_bytes);
+    if (st < 0)
+        return st;
+    td_cpu_for(stream, (int64_t)j.tiles.n_blocks * j.tiles.n_tiles, j.tiles.grain, part, &j);
+    return TD_OK;
+}
