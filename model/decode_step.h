@@ -48,7 +48,7 @@ void td_decode_leave(td_decode *decode, uint32_t slot); /* a free slot is fine; 
  * written. With nothing to do *n_results is 0. An error leaves the decoder unusable. */
 td_status td_decode_run(td_decode *decode, td_decode_result *results, uint32_t *n_results,
                         td_err *err);
-/* Of the last step and slot: host copies, for tests. logits [k+1, V]: rows of the verify step. */
+/* For tests: logits [n_drafted + 1, V] of the slot's rows in the last step. */
 td_status td_decode_read_logits(td_decode *decode, uint32_t slot, float *logits, td_err *err);
 uint32_t td_decode_active(const td_decode *decode); /* sequences that are not done */
 uint64_t td_decode_device_bytes(const td_decode *decode);

@@ -105,6 +105,8 @@ static td_status make_rope(td_forward *f, td_err *err)
 static td_status make_iota(td_forward *f, td_err *err)
 {
     size_t n = (size_t)f->tile * (size_t)f->w->config.n_heads;
+    if (n < (size_t)f->max_rows)
+        n = (size_t)f->max_rows;
     f->iota = td_device_pool_alloc(&f->pool, n * sizeof(int32_t), err);
     int32_t *host = malloc(n * sizeof(*host));
     td_status st = f->pool.st;

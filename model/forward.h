@@ -51,7 +51,7 @@ typedef struct {
     td_err *err; /* of the running step */
 
     float *cos_sin; /* [max_context, R/2, 2] */
-    int32_t *iota;  /* [max(tile * H, P * max_rows)] 0, 1, 2, .. */
+    int32_t *iota;  /* [max(tile * H, max_rows)] 0, 1, 2, .. */
     /* State of the rows between operations, [max_rows, ..] */
     void *x;                    /* [n, D] act: normed input of the next sublayer */
     uint8_t *xq;                /* [n, D] e4m3 of x, when the checkpoint is FP8 */
