@@ -88,7 +88,7 @@ out:
 td_status td_tok_tries_build(td_tokenizer *tok)
 {
     td_status st = build(tok, false, &tok->tries[0]);
-    return st < 0 ? st : build(tok, true, &tok->tries[1]);
+    return st != TD_OK ? st : build(tok, true, &tok->tries[1]);
 }
 
 /* ---- searching ---- */
@@ -193,7 +193,7 @@ td_status td_tok_cut_added(td_tok_encoder *enc, unsigned stage, const uint8_t *t
     td_status st;
     for (;;) {
         int32_t found = next_match(&tok->tries[stage], text, n, from, &start, &end);
-        if (found < 0)
+        if (found == -1)
             break;
         const td_tok_added *added = &tok->added[found];
         from = end; /* before rstrip: the automaton knows nothing of it */
@@ -202,9 +202,9 @@ td_status td_tok_cut_added(td_tok_encoder *enc, unsigned stage, const uint8_t *t
         if (added->single_word && !stands_alone(enc, text, n, start, end))
             continue;
         take_spaces(added, text, n, done, &start, &end);
-        if (start > done && (st = cut_rest(enc, stage, text + done, start - done)) < 0)
+        if (start > done && (st = cut_rest(enc, stage, text + done, start - done)) != TD_OK)
             return st;
-        if ((st = td_tok_emit(enc, (uint32_t)added->id)) < 0)
+        if ((st = td_tok_emit(enc, (uint32_t)added->id)) != TD_OK)
             return st;
         done = end;
     }

@@ -55,7 +55,7 @@ static td_status scan_bpe(td_tok_encoder *enc, const uint8_t *piece, uint32_t n)
     }
     for (uint32_t i = 0; i < n; i++) {
         td_status st = td_tok_emit(enc, ids[i]);
-        if (st < 0)
+        if (st != TD_OK)
             return st;
     }
     return TD_OK;
@@ -109,7 +109,7 @@ static td_status make_scratch(td_tok_encoder *enc, size_t n)
 static td_status heap_bpe(td_tok_encoder *enc, const uint8_t *piece, uint32_t n)
 {
     td_status st = make_scratch(enc, n);
-    if (st < 0)
+    if (st != TD_OK)
         return st;
     const td_tok_merges *m = &enc->tok->merges;
     uint64_t *heap = (uint64_t *)(void *)enc->scratch;
@@ -151,7 +151,7 @@ static td_status heap_bpe(td_tok_encoder *enc, const uint8_t *piece, uint32_t n)
         }
     }
     for (uint32_t i = 0; i != TD_TOK_NONE; i = next[i])
-        if ((st = td_tok_emit(enc, ids[i])) < 0)
+        if ((st = td_tok_emit(enc, ids[i])) != TD_OK)
             return st;
     return TD_OK;
 }

@@ -83,24 +83,23 @@ td_status td_tokenizer_decode(const td_tokenizer *tok, const int32_t *ids, size_
 {
     td_detok detok;
     td_detok_init(&detok, tok, flags);
-    size_t room = 0, n = 0, n_piece;
-    char *buffer = NULL;
-    for (size_t i = 0; i <= n_ids; i++) {
-        if (room - n < tok->info.max_text_bytes + TD_DETOK_TAIL_BYTES + 1) {
-            room = 2 * room + 4 * (n_ids - i) + tok->info.max_text_bytes + 64;
-            char *bigger = realloc(buffer, room);
-            if (bigger == NULL) {
-                free(buffer);
-                return td_fail(err, TD_NOMEM, "decode: no memory for %zu bytes", room);
-            }
-            buffer = bigger;
-        }
-        if (i == n_ids)
-            break;
-        td_status st = td_detok_push(&detok, ids[i], buffer + n, room - n, &n_piece);
+    size_t most = tok->info.max_text_bytes, n = 0, n_piece;
+    size_t room = 4 * n_ids + most + TD_DETOK_TAIL_BYTES + 1;
+    char *buffer = malloc(room);
+    for (size_t i = 0; buffer != NULL && i < n_ids; i++) {
+        td_status st = td_detok_push(&detok, ids[i], buffer + n, most, &n_piece);
         td_assert(st == TD_OK);
         n += n_piece;
+        if (room - n < most + TD_DETOK_TAIL_BYTES + 1) {
+            room = 2 * room + most;
+            char *bigger = realloc(buffer, room);
+            if (bigger == NULL)
+                free(buffer);
+            buffer = bigger;
+        }
     }
+    if (buffer == NULL)
+        return td_fail(err, TD_NOMEM, "decode: no memory for %zu bytes", room);
     n += td_detok_finish(&detok, buffer + n);
     buffer[n] = '\0';
     *text = buffer;

@@ -77,7 +77,7 @@ static td_status want_type(const cJSON *json, const char *where, const char *typ
 static td_status check_normalizer(const cJSON *json, td_err *err)
 {
     td_status st = want_type(json, "normalizer", "Sequence", err);
-    if (st < 0 || json == NULL)
+    if (st != TD_OK || json == NULL)
         return st;
     const cJSON *parts = cJSON_GetObjectItemCaseSensitive(json, "normalizers");
     if (!cJSON_IsArray(parts))
@@ -96,7 +96,7 @@ static td_status load_parts(td_tokenizer *tok, const cJSON *root, td_err *err)
         {"post_processor", &post}, {"decoder", &decoder},       {"model", &model}};
     td_status st =
         td_tok_members(root, "tokenizer.json", members, sizeof(members) / sizeof(members[0]), err);
-    if (st < 0)
+    if (st != TD_OK)
         return st;
     if (version != NULL && (!cJSON_IsString(version) || strcmp(version->valuestring, "1.0") != 0))
         return td_fail(err, TD_UNSUPPORTED, "version: only \"1.0\" is supported");
@@ -106,18 +106,19 @@ static td_status load_parts(td_tokenizer *tok, const cJSON *root, td_err *err)
     if (model == NULL || decoder == NULL)
         return td_fail(err, TD_INVALID, "no \"%s\"", model == NULL ? "model" : "decoder");
     /* ByteLevel as post-processor moves offsets, which we do not have */
-    if ((st = check_normalizer(normalizer, err)) < 0 ||
-        (st = want_type(post, "post_processor", "ByteLevel", err)) < 0 ||
-        (st = want_type(decoder, "decoder", "ByteLevel", err)) < 0 ||
-        (st = td_tok_load_pre_tokenizer(tok, pre, err)) < 0 ||
-        (st = td_tok_load_model(tok, model, added, err)) < 0 ||
-        (st = td_tok_load_added(tok, added, err)) < 0)
+    if ((st = check_normalizer(normalizer, err)) != TD_OK ||
+        (st = want_type(post, "post_processor", "ByteLevel", err)) != TD_OK ||
+        (st = want_type(decoder, "decoder", "ByteLevel", err)) != TD_OK ||
+        (st = td_tok_load_pre_tokenizer(tok, pre, err)) != TD_OK ||
+        (st = td_tok_load_model(tok, model, added, err)) != TD_OK ||
+        (st = td_tok_load_added(tok, added, err)) != TD_OK)
         return st;
-    if (td_tok_tries_build(tok) < 0)
+    if (td_tok_tries_build(tok) != TD_OK)
         return td_fail(err, TD_NOMEM, "added_tokens: no memory");
     for (uint32_t i = 0; i < tok->n_added; i++)
         if (tok->added[i].single_word && tok->word_char == NULL &&
-            (st = td_tok_pattern_compile(tok, WORD_CHAR, "added_tokens", &tok->word_char, err)) < 0)
+            (st = td_tok_pattern_compile(tok, WORD_CHAR, "added_tokens", &tok->word_char, err)) !=
+                TD_OK)
             return st;
     return TD_OK;
 }
@@ -154,13 +155,13 @@ static td_status read_config_flag(const cJSON *config, const char *name, int32_t
 
 static td_status load_config(td_tokenizer *tok, const char *text, size_t n, td_err *err)
 {
-    cJSON *config;
+    cJSON *config = NULL;
     td_tokenizer_info *info = &tok->info;
     info->bos_id = info->eos_id = -1;
     if (text == NULL)
         return TD_OK;
     td_status st = parse_json("tokenizer_config.json", text, n, &config, err);
-    if (st < 0)
+    if (st != TD_OK)
         return st;
     if (!cJSON_IsObject(config))
         st = td_fail(err, TD_INVALID, "tokenizer_config.json: not an object");
@@ -192,7 +193,7 @@ td_status td_tokenizer_parse(const char *json, size_t n_json, const char *config
     cJSON *root = NULL;
     td_tokenizer *tok = NULL;
     td_status st = parse_json("tokenizer.json", json, n_json, &root, err);
-    if (st < 0)
+    if (st != TD_OK)
         return st;
     tok = calloc(1, sizeof(*tok));
     if (tok != NULL)
@@ -201,7 +202,8 @@ td_status td_tokenizer_parse(const char *json, size_t n_json, const char *config
         st = td_fail(err, TD_NOMEM, "tokenizer: no memory");
         goto fail;
     }
-    if ((st = load_parts(tok, root, err)) < 0 || (st = load_config(tok, config, n_config, err)) < 0)
+    if ((st = load_parts(tok, root, err)) != TD_OK ||
+        (st = load_config(tok, config, n_config, err)) != TD_OK)
         goto fail;
     tok->info.fingerprint = fnv1a(json, n_json);
     cJSON_Delete(root);
@@ -222,13 +224,13 @@ td_status td_tokenizer_open(const char *dir, td_tokenizer **out, td_err *err)
         return td_fail(err, TD_INVALID, "tokenizer: the path is too long");
     snprintf(path, sizeof(path), "%s/tokenizer.json", dir);
     td_status st = td_read_file(path, TD_TOKENIZER_MAX_FILE_BYTES, &json, &n_json, err);
-    if (st < 0)
+    if (st != TD_OK)
         return st;
     snprintf(path, sizeof(path), "%s/tokenizer_config.json", dir);
     st = td_read_file(path, TD_TOKENIZER_MAX_FILE_BYTES, &config, &n_config, err);
     if (st == TD_OK || st == TD_NOT_FOUND) {
         st = td_tokenizer_parse(json, n_json, config, n_config, out, err);
-        if (st < 0 && err != NULL)
+        if (st != TD_OK && err != NULL)
             td_fail_prefix(err, "%s", dir);
     }
     free(json);

@@ -69,7 +69,7 @@ static td_status load_merge(td_tokenizer *tok, const cJSON *json, char *joined, 
                            td_tok_quote(parts[i].bytes, quoted));
         }
     }
-    if (td_tok_merges_add(&tok->merges, ids[0], ids[1], ids[2]) < 0)
+    if (td_tok_merges_add(&tok->merges, ids[0], ids[1], ids[2]) != TD_OK)
         return td_fail(err, TD_INVALID, "model.merges[%u]: this pair was there before", rank);
     return TD_OK;
 }
@@ -93,7 +93,7 @@ static td_status load_merges(td_tokenizer *tok, const cJSON *merges, td_err *err
         return td_fail(err, TD_TOO_LARGE, "model.merges: %zu merges, at most %u are taken", n,
                        TD_TOKENIZER_MAX_TOKENS);
     char *joined = malloc(TD_TOKENIZER_MAX_TOKEN_BYTES + 1);
-    if (joined == NULL || td_tok_merges_init(&tok->merges, (uint32_t)n) < 0) {
+    if (joined == NULL || td_tok_merges_init(&tok->merges, (uint32_t)n) != TD_OK) {
         free(joined);
         return td_fail(err, TD_NOMEM, "model.merges: no memory for %zu merges", n);
     }
@@ -113,7 +113,7 @@ static td_status find_words(td_tokenizer *tok, td_err *err)
 {
     td_tok_encoder enc;
     uint32_t longest = 0;
-    if (td_tok_index_init(&tok->words, tok->n_vocab) < 0)
+    if (td_tok_index_init(&tok->words, tok->n_vocab) != TD_OK)
         return td_fail(err, TD_NOMEM, "model.vocab: no memory for %u words", tok->n_vocab);
     td_status st = td_tok_encoder_init(&enc, tok, 0, err);
     for (uint32_t id = 0; st == TD_OK && id < tok->n_vocab; id++) {
@@ -122,7 +122,7 @@ static td_status find_words(td_tokenizer *tok, td_err *err)
         if ((tok->marks[id] & TD_TOK_UNMAPPED) != 0)
             continue;
         enc.n_ids = 0;
-        if (!tok->ignore_merges && (st = td_tok_bpe(&enc, bytes, n)) < 0)
+        if (!tok->ignore_merges && (st = td_tok_bpe(&enc, bytes, n)) != TD_OK)
             break;
         if (tok->ignore_merges || (enc.n_ids == 1 && enc.ids[0] == (int32_t)id)) {
             td_tok_index_add(&tok->words, &tok->texts, id);
@@ -164,17 +164,18 @@ td_status td_tok_load_model(td_tokenizer *tok, const cJSON *model, const cJSON *
     char quoted[80];
     td_status st =
         td_tok_members(model, "model", members, sizeof(members) / sizeof(members[0]), err);
-    if (st < 0)
+    if (st != TD_OK)
         return st;
     if (!cJSON_IsString(type))
         return td_fail(err, TD_INVALID, "model: no \"type\"");
     if (strcmp(type->valuestring, "BPE") != 0)
         return td_fail(err, TD_UNSUPPORTED, "model: type %s is not supported, only BPE is",
                        td_tok_quote(type->valuestring, quoted));
-    if ((st = check_options(off, names, 6, err)) < 0 ||
-        (st = td_tok_bool(ignore, "model", "ignore_merges", false, &tok->ignore_merges, err)) < 0 ||
-        (st = td_tok_load_vocab(tok, vocab, added, err)) < 0 || (st = find_bytes(tok, err)) < 0 ||
-        (st = load_merges(tok, merges, err)) < 0)
+    if ((st = check_options(off, names, 6, err)) != TD_OK ||
+        (st = td_tok_bool(ignore, "model", "ignore_merges", false, &tok->ignore_merges, err)) !=
+            TD_OK ||
+        (st = td_tok_load_vocab(tok, vocab, added, err)) != TD_OK ||
+        (st = find_bytes(tok, err)) != TD_OK || (st = load_merges(tok, merges, err)) != TD_OK)
         return st;
     return find_words(tok, err);
 }

@@ -21,9 +21,10 @@ static td_status load_byte_level(const cJSON *json, const char *where, td_err *e
                                      {"use_regex", &regex}};
     bool add_prefix_space, use_regex;
     td_status st = td_tok_members(json, where, members, 4, err);
-    if (st < 0 ||
-        (st = td_tok_bool(prefix, where, "add_prefix_space", true, &add_prefix_space, err)) < 0 ||
-        (st = td_tok_bool(regex, where, "use_regex", true, &use_regex, err)) < 0)
+    if (st != TD_OK ||
+        (st = td_tok_bool(prefix, where, "add_prefix_space", true, &add_prefix_space, err)) !=
+            TD_OK ||
+        (st = td_tok_bool(regex, where, "use_regex", true, &use_regex, err)) != TD_OK)
         return st;
     if (add_prefix_space || use_regex)
         return td_fail(err, TD_UNSUPPORTED, "%s: ByteLevel with \"%s\" is not supported", where,
@@ -37,7 +38,7 @@ static td_status read_pattern(const cJSON *pattern, const char *where, char **ou
     const cJSON *regex, *string;
     const td_tok_member members[] = {{"Regex", &regex}, {"String", &string}};
     td_status st = td_tok_members(pattern, where, members, 2, err);
-    if (st < 0)
+    if (st != TD_OK)
         return st;
     const cJSON *text = regex != NULL ? regex : string;
     if (!cJSON_IsString(text) || (regex != NULL && string != NULL))
@@ -64,9 +65,10 @@ static td_status load_split(td_tokenizer *tok, const cJSON *json, const char *wh
     const td_tok_member members[] = {
         {"type", &type}, {"pattern", &pattern}, {"behavior", &behavior}, {"invert", &json_invert}};
     bool invert;
-    char *translated, quoted[80];
+    char *translated = NULL, quoted[80];
     td_status st = td_tok_members(json, where, members, 4, err);
-    if (st < 0 || (st = td_tok_bool(json_invert, where, "invert", false, &invert, err)) < 0)
+    if (st != TD_OK ||
+        (st = td_tok_bool(json_invert, where, "invert", false, &invert, err)) != TD_OK)
         return st;
     if (!cJSON_IsString(behavior))
         return td_fail(err, TD_INVALID, "%s: no \"behavior\"", where);
@@ -77,7 +79,7 @@ static td_status load_split(td_tokenizer *tok, const cJSON *json, const char *wh
         return td_fail(err, TD_UNSUPPORTED, "%s: Split with \"invert\" is not supported", where);
     if (tok->n_patterns == TD_TOK_MAX_PATTERNS)
         return td_fail(err, TD_UNSUPPORTED, "%s: more than %d Splits", where, TD_TOK_MAX_PATTERNS);
-    if ((st = read_pattern(pattern, where, &translated, err)) < 0)
+    if ((st = read_pattern(pattern, where, &translated, err)) != TD_OK)
         return st;
     st = td_tok_pattern_compile(tok, translated, where, &tok->patterns[tok->n_patterns], err);
     free(translated);
@@ -106,7 +108,7 @@ static td_status load_sequence(td_tokenizer *tok, const cJSON *json, bool *ends,
     const cJSON *type, *parts;
     const td_tok_member members[] = {{"type", &type}, {"pretokenizers", &parts}};
     td_status st = td_tok_members(json, "pre_tokenizer", members, 2, err);
-    if (st < 0)
+    if (st != TD_OK)
         return st;
     if (!cJSON_IsArray(parts))
         return td_fail(err, TD_INVALID, "pre_tokenizer: no \"pretokenizers\"");
@@ -116,7 +118,7 @@ static td_status load_sequence(td_tokenizer *tok, const cJSON *json, bool *ends,
         snprintf(where, sizeof(where), "pre_tokenizer.pretokenizers[%u]", i);
         if (*ends)
             return td_fail(err, TD_UNSUPPORTED, "%s: something after ByteLevel", where);
-        if ((st = load_part(tok, part, where, ends, err)) < 0)
+        if ((st = load_part(tok, part, where, ends, err)) != TD_OK)
             return st;
     }
     return TD_OK;

@@ -48,7 +48,7 @@ static td_status order_vocab(const cJSON *vocab, const cJSON **by_id, uint32_t n
     for (const cJSON *child = vocab->child; child != NULL; child = child->next) {
         uint32_t id;
         td_status st = check_content(child->string, "model.vocab", err);
-        if (st < 0)
+        if (st != TD_OK)
             return st;
         if (!read_id(child, n, &id))
             return td_fail(err, TD_INVALID, "model.vocab: token %s: the id is not one of 0..%u",
@@ -78,9 +78,9 @@ static td_status make_tables(td_tokenizer *tok, const cJSON *vocab, const cJSON 
         return td_fail(err, TD_TOO_LARGE, "model.vocab: %zu tokens, at most %u are taken", n,
                        TD_TOKENIZER_MAX_TOKENS);
     tok->marks = calloc(n + 1, sizeof(*tok->marks));
-    if (tok->marks == NULL || td_tok_strings_init(&tok->contents, (uint32_t)n, n_bytes) < 0 ||
-        td_tok_strings_init(&tok->texts, (uint32_t)n, n_bytes) < 0 ||
-        td_tok_index_init(&tok->by_content, (uint32_t)n) < 0)
+    if (tok->marks == NULL || td_tok_strings_init(&tok->contents, (uint32_t)n, n_bytes) != TD_OK ||
+        td_tok_strings_init(&tok->texts, (uint32_t)n, n_bytes) != TD_OK ||
+        td_tok_index_init(&tok->by_content, (uint32_t)n) != TD_OK)
         return td_fail(err, TD_NOMEM, "model.vocab: no memory for %zu tokens", n);
     return TD_OK;
 }
@@ -94,7 +94,7 @@ td_status td_tok_load_vocab(td_tokenizer *tok, const cJSON *vocab, const cJSON *
     if (!cJSON_IsObject(vocab))
         return td_fail(err, TD_INVALID, "model.vocab: not an object");
     td_status st = make_tables(tok, vocab, added, &n, err);
-    if (st < 0)
+    if (st != TD_OK)
         return st;
     by_id = calloc((size_t)n + 1, sizeof(*by_id));
     buffer = malloc(TD_TOKENIZER_MAX_TOKEN_BYTES);
@@ -102,9 +102,10 @@ td_status td_tok_load_vocab(td_tokenizer *tok, const cJSON *vocab, const cJSON *
         st = td_fail(err, TD_NOMEM, "model.vocab: no memory for %u tokens", n);
         goto out;
     }
-    if ((st = order_vocab(vocab, by_id, n, err)) < 0)
+    if ((st = order_vocab(vocab, by_id, n, err)) != TD_OK)
         goto out;
     for (uint32_t id = 0; id < n; id++) {
+        td_assert(by_id[id] != NULL); /* n different ids below n */
         add_token(tok, by_id[id]->string, buffer);
         if (td_tok_index_add(&tok->by_content, &tok->contents, id) != TD_TOK_NONE) {
             st = td_fail(err, TD_INVALID, "model.vocab: token %s twice",
@@ -140,7 +141,7 @@ static td_status read_added(const cJSON *json, const char *where, td_tok_added *
             return td_fail(err, TD_INVALID, "%s: no \"%s\"", where, names[i]);
         st = td_tok_bool(values[i], where, names[i], false, flags[i], err);
     }
-    if (st < 0)
+    if (st != TD_OK)
         return st;
     if (!cJSON_IsString(text))
         return td_fail(err, TD_INVALID, "%s: \"content\" is not a string", where);
@@ -152,11 +153,11 @@ static td_status load_added(td_tokenizer *tok, const cJSON *json, uint8_t *buffe
 {
     char where[40], quoted[80];
     const cJSON *json_id;
-    const char *content = NULL;
+    const char *content = "";
     td_tok_added *added = &tok->added[tok->n_added];
     snprintf(where, sizeof(where), "added_tokens[%u]", tok->n_added);
     td_status st = read_added(json, where, added, &json_id, &content, err);
-    if (st < 0)
+    if (st != TD_OK)
         return st;
     uint32_t got,
         want = td_tok_index_find(&tok->by_content, &tok->contents, content, strlen(content));

@@ -132,7 +132,7 @@ static td_status read_range_end(translator *t, uint32_t first)
     last = take(t);
     if (last == '\\') {
         td_status st = read_escape(t, &kind, &last, &name);
-        if (st < 0)
+        if (st != TD_OK)
             return st;
     }
     if (kind != LITERAL || last < first)
@@ -153,7 +153,7 @@ static td_status read_class_item(translator *t, bool first, unsigned *classes)
     uint32_t cp = take(t);
     if (cp == '\\') {
         td_status st = read_escape(t, &kind, &cp, &name);
-        if (st < 0)
+        if (st != TD_OK)
             return st;
     }
     switch (kind) {
@@ -188,7 +188,7 @@ static td_status read_class(translator *t)
         if (*t->p == '\0')
             return refuse(t, "a class without an end");
         td_status st = read_class_item(t, first, &classes);
-        if (st < 0)
+        if (st != TD_OK)
             return st;
     }
     t->p++;
@@ -252,10 +252,10 @@ static td_status read_repeat(translator *t)
 static td_status read_top_escape(translator *t)
 {
     escape_kind kind;
-    uint32_t cp;
+    uint32_t cp = 0;
     const struct class_name *name;
     td_status st = read_escape(t, &kind, &cp, &name);
-    if (st < 0)
+    if (st != TD_OK)
         return st;
     if (kind == LITERAL) {
         put_literal(t, cp);
@@ -340,7 +340,7 @@ td_status td_tok_pattern_translate(const char *pattern, const char *where, char 
     td_status st = translate(&t);
     if (st == TD_OK && t.full)
         st = td_fail(err, TD_TOO_LARGE, "%s: pattern over %d bytes", where, MAX_PATTERN_BYTES);
-    if (st < 0) {
+    if (st != TD_OK) {
         free(t.out);
         return st;
     }

@@ -76,7 +76,7 @@ td_status td_tok_split(td_tok_encoder *enc, uint32_t level, const uint8_t *text,
         st = next_match(enc, level, text, n, from, &start, &end);
         if (st == TD_EMPTY)
             break;
-        if (st < 0)
+        if (st != TD_OK)
             return st;
         if (start == end && end == last_end) {
             size_t len = 1;
@@ -85,9 +85,11 @@ td_status td_tok_split(td_tok_encoder *enc, uint32_t level, const uint8_t *text,
             from += len;
             continue;
         }
-        if (cut < start && (st = td_tok_split(enc, level + 1, text + cut, start - cut, done)) < 0)
+        if (cut < start &&
+            (st = td_tok_split(enc, level + 1, text + cut, start - cut, done)) != TD_OK)
             return st;
-        if (start < end && (st = td_tok_split(enc, level + 1, text + start, end - start, done)) < 0)
+        if (start < end &&
+            (st = td_tok_split(enc, level + 1, text + start, end - start, done)) != TD_OK)
             return st;
         cut = from = last_end = end;
     }

@@ -115,13 +115,35 @@ TEST(every_code_point_cuts_the_text_as_with_hugging_face)
 
 /* ---- calls ---- */
 
+static void check_ids(const td_tokenizer *tok, const char *text, unsigned flags,
+                      const int32_t *want, size_t n_want)
+{
+    int32_t *ids = NULL;
+    size_t n;
+    TD_EQ(TD_OK,
+          td_tokenizer_encode(tok, text, text == NULL ? 0 : strlen(text), flags, &ids, &n, NULL));
+    TD_EQ(n_want, n);
+    TD_TRUE(ids != NULL);
+    TD_TRUE(n == 0 || memcmp(ids, want, n * sizeof(*ids)) == 0);
+    free(ids);
+}
+
+static void check_text(const td_tokenizer *tok, const int32_t *ids, size_t n, const char *want)
+{
+    char *text = NULL;
+    size_t n_text;
+    TD_EQ(TD_OK, td_tokenizer_decode(tok, ids, n, 0, &text, &n_text, NULL));
+    TD_EQ(strlen(want), n_text);
+    TD_STR(want, text);
+    free(text);
+}
+
 TEST(begin_and_end_are_added_as_the_configuration_says)
 {
     static const char config[] =
         "{\"add_bos_token\": true, \"add_eos_token\": true, \"eos_token\": \"<R>\","
         " \"bos_token\": {\"__type\": \"AddedToken\", \"content\": \"<L>\"}, \"chat_template\": 1}";
     td_tokenizer *tok;
-    int32_t *ids;
     size_t n;
     char *json = vectors_read("mini.json", &n);
     TD_EQ(TD_OK, td_tokenizer_parse(json, n, config, strlen(config), &tok, NULL));
@@ -130,16 +152,10 @@ TEST(begin_and_end_are_added_as_the_configuration_says)
     TD_TRUE(info->add_bos && info->add_eos);
     TD_EQ(td_tokenizer_find(tok, "<L>"), info->bos_id);
     TD_EQ(td_tokenizer_find(tok, "<R>"), info->eos_id);
-    TD_EQ(TD_OK, td_tokenizer_encode(tok, "a", 1, TD_ENCODE_SPECIAL, &ids, &n, NULL));
-    TD_EQ(3, n);
-    TD_EQ(info->bos_id, ids[0]);
-    TD_EQ(td_tokenizer_find(tok, "a"), ids[1]);
-    TD_EQ(info->eos_id, ids[2]);
-    free(ids);
-    TD_EQ(TD_OK, td_tokenizer_encode(tok, NULL, 0, 0, &ids, &n, NULL));
-    TD_EQ(0, n);
-    TD_TRUE(ids != NULL);
-    free(ids);
+    const int32_t want[] = {info->bos_id, td_tokenizer_find(tok, "a"), info->eos_id};
+    check_ids(tok, "a", TD_ENCODE_SPECIAL, want, 3);
+    check_ids(tok, "a", 0, want + 1, 1);
+    check_ids(tok, NULL, 0, NULL, 0);
     td_tokenizer_destroy(tok);
 }
 
@@ -168,16 +184,10 @@ TEST(tokens_are_found_by_id_and_by_content)
 TEST(ids_that_do_not_exist_leave_no_text)
 {
     td_tokenizer *tok = vectors_mini();
-    char *text;
-    size_t n;
     int32_t a = td_tokenizer_find(tok, "a"),
             ids[] = {a, -1, INT32_MIN, (int32_t)td_tokenizer_describe(tok)->n_tokens, INT32_MAX, a};
-    TD_EQ(TD_OK, td_tokenizer_decode(tok, ids, 6, 0, &text, &n, NULL));
-    TD_STR("aa", text);
-    free(text);
-    TD_EQ(TD_OK, td_tokenizer_decode(tok, NULL, 0, 0, &text, &n, NULL));
-    TD_STR("", text);
-    free(text);
+    check_text(tok, ids, 6, "aa");
+    check_text(tok, NULL, 0, "");
     td_tokenizer_destroy(tok);
 }
 
