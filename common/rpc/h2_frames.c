@@ -181,7 +181,6 @@ static int on_invalid_frame(nghttp2_session *session, const nghttp2_frame *frame
 {
     td_h2 *h2 = user;
     (void)session;
-    h2->header_ns = 0;
     if (!h2->dying && !h2->broken)
         td_fail(&h2->why, TD_PROTOCOL, "invalid frame of type %u on stream %d: %s",
                 (unsigned)frame->hd.type, frame->hd.stream_id, nghttp2_strerror(lib_error));
