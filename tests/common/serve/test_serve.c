@@ -7,6 +7,7 @@
 #include <poll.h>
 #include <signal.h>
 #include <stdbool.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <sys/wait.h>
@@ -29,14 +30,16 @@ static child start(const char *watchdog_us, char **args)
     char path[80];
     int out[2];
     struct sockaddr_un addr = {.sun_family = AF_UNIX};
-    snprintf(path, sizeof(path), "/tmp/td-notify-%d", (int)getpid());
-    memcpy(addr.sun_path, path, strlen(path) + 1);
-    unlink(path);
+    /* '@': an abstract name, which leaves nothing behind. */
+    int n = snprintf(path, sizeof(path), "@td-notify-%d", (int)getpid());
+    memcpy(addr.sun_path + 1, path + 1, (size_t)n - 1);
+    socklen_t len = (socklen_t)(offsetof(struct sockaddr_un, sun_path) + (size_t)n);
     c.notify = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-    TD_EQ(0, bind(c.notify, (struct sockaddr *)&addr, sizeof(addr)));
+    TD_EQ(0, bind(c.notify, (struct sockaddr *)&addr, len));
     TD_EQ(0, pipe(out));
     c.pid = fork();
     if (c.pid == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL); /* a failed check leaves no program behind */
         dup2(out[1], STDOUT_FILENO);
         close(out[0]);
         setenv("NOTIFY_SOCKET", path, 1);
@@ -51,7 +54,6 @@ static child start(const char *watchdog_us, char **args)
     unsigned port = 0;
     TD_EQ(2, fscanf(from, "%u %31s", &port, c.incarnation));
     fclose(from);
-    unlink(path); /* only after the first line: the program has its own socket by then */
     c.port = (uint16_t)port;
     return c;
 }
