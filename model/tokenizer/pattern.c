@@ -21,14 +21,17 @@
     "\\x{205f}\\x{3000}"
 
 /* Items of a class: what PCRE2 knows, and what it lacks. The latter go last: they are searched one
- * by one. */
+ * by one; the letters and digits below 256 are spelled out because a bit map answers for them. */
 static const struct class_name {
     const char *name, *known, *added;
 } class_names[] = {
-    {"L", "\\p{L}", TD_UNICODE_ADDED_L},    {"N", "\\p{N}", TD_UNICODE_ADDED_N},
-    {"P", "\\p{P}", TD_UNICODE_ADDED_P},    {"S", "\\p{S}", TD_UNICODE_ADDED_S},
-    {"M", "\\p{M}", TD_UNICODE_ADDED_M},    {"Z", "\\p{Z}", TD_UNICODE_ADDED_Z},
-    {"Nd", "\\p{Nd}", TD_UNICODE_ADDED_Nd},
+    {"L", "A-Za-z\\xaa\\xb5\\xba\\xc0-\\xd6\\xd8-\\xf6\\xf8-\\xff\\p{L}", TD_UNICODE_ADDED_L},
+    {"N", "0-9\\xb2\\xb3\\xb9\\xbc-\\xbe\\p{N}", TD_UNICODE_ADDED_N},
+    {"P", "\\p{P}", TD_UNICODE_ADDED_P},
+    {"S", "\\p{S}", TD_UNICODE_ADDED_S},
+    {"M", "\\p{M}", TD_UNICODE_ADDED_M},
+    {"Z", "\\p{Z}", TD_UNICODE_ADDED_Z},
+    {"Nd", "0-9\\p{Nd}", TD_UNICODE_ADDED_Nd},
 };
 #define N_CLASS_NAMES (sizeof(class_names) / sizeof(class_names[0]))
 
