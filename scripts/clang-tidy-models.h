@@ -1,5 +1,5 @@
-/* clang-tidy-models.h - what the analyzer cannot know about functions whose bodies it does not see. Only lint includes
- * this (before everything else); it changes no meaning. */
+/* clang-tidy-models.h - what the analyzer cannot know about functions whose bodies it does not see.
+ * Only lint includes this (before everything else); it changes no meaning. */
 #include "common/base/status.h"
 
 #include <cjson/cJSON.h>
