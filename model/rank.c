@@ -4,6 +4,16 @@
 #include <stdio.h>
 #include <string.h>
 
+td_kv_dtype td_rank_kv_dtype(td_rank_kv knob, int precise)
+{
+    switch (knob) {
+    case TD_RANK_KV_FP8: return TD_KV_FP8;
+    case TD_RANK_KV_BF16: return TD_KV_BF16;
+    case TD_RANK_KV_F32: return TD_KV_F32;
+    default: return precise ? TD_KV_F32 : TD_KV_FP8;
+    }
+}
+
 td_status td_rank_open(td_rank *rank, const td_rank_options *o, td_err *err)
 {
     td_weights_options weights = {.precise = o->precise,

@@ -22,6 +22,10 @@ typedef struct {
     const td_ops *ops;
 } td_rank;
 
+/* What the knob `kv` says, in its order; auto: fp8, or f32 in precise mode. */
+typedef enum { TD_RANK_KV_AUTO, TD_RANK_KV_FP8, TD_RANK_KV_BF16, TD_RANK_KV_F32 } td_rank_kv;
+td_kv_dtype td_rank_kv_dtype(td_rank_kv knob, int precise);
+
 /* Zeroed on entry. On failure everything is given back. */
 td_status td_rank_open(td_rank *rank, const td_rank_options *options, td_err *err);
 void td_rank_close(td_rank *rank); /* zeroed is fine */

@@ -226,16 +226,6 @@ td_status td_prefill_engine_step(td_prefill_engine *e, const td_chunk *chunks, u
 
 /* ---- open and close ---- */
 
-static td_kv_dtype kv_dtype(const td_worker_conf *w)
-{
-    switch (w->kv) {
-    case TD_KV_KNOB_FP8: return TD_KV_FP8;
-    case TD_KV_KNOB_BF16: return TD_KV_BF16;
-    case TD_KV_KNOB_F32: return TD_KV_F32;
-    default: return w->precise ? TD_KV_F32 : TD_KV_FP8;
-    }
-}
-
 static td_status open_model(td_prefill_engine *e, td_err *err)
 {
     const td_prefill_conf *c = e->conf.conf;
@@ -245,7 +235,9 @@ static td_status open_model(td_prefill_engine *e, td_err *err)
     if (st != TD_OK)
         return st;
     bool draft = td_rank_has_draft(e->ckpt, &e->config);
-    st = td_model_kv_layout(&e->config, c->w.precise, kv_dtype(&c->w), draft, &e->layout, err);
+    st = td_model_kv_layout(&e->config, c->w.precise,
+                            td_rank_kv_dtype((td_rank_kv)c->w.kv, c->w.precise), draft, &e->layout,
+                            err);
     e->blob_bytes = td_model_hidden_bytes(&e->config, c->w.precise);
     return st;
 }

@@ -7,8 +7,6 @@
 
 #include <stdbool.h>
 
-enum { TD_KV_KNOB_AUTO, TD_KV_KNOB_FP8, TD_KV_KNOB_BF16, TD_KV_KNOB_F32 }; /* `kv` */
-
 typedef struct {
     char *listen, *admin, *model;
     bool allow_plaintext, precise, allow_tcp, debug_poison;

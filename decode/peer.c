@@ -1,0 +1,406 @@
+#include "decode/peer.h"
+
+#include "common/base/clock.h"
+#include "common/base/log.h"
+#include "common/serve/fingerprint.h"
+#include "common/serve/message.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define MAX_RENEWED 4096
+
+struct td_peers {
+    td_peers_conf conf;
+    td_peer rows[TD_MAX_PEERS];
+    td_timer renew;
+    uint32_t n_closing;
+    bool closing;
+    void (*on_closed)(void *user);
+    void *closed_user;
+};
+
+const char *td_peer_state_name(td_peer_state state)
+{
+    static const char *const names[] = {"down", "connecting", "up"};
+    return names[state];
+}
+
+/* Tags of links: row and rank, told apart from a peer that used the row before by the link's
+ * handle. */
+static uint64_t link_tag(const td_peer *p, uint32_t rank)
+{
+    return (uint64_t)(p - p->peers->rows) << 32 | rank;
+}
+
+static void close_links(td_peer *p)
+{
+    for (uint32_t r = 0; r < p->n_ranks; r++)
+        if (p->link_open[r]) {
+            p->link_open[r] = false;
+            td_xfer_link_close(p->peers->conf.xfer, p->links[r]);
+        }
+    p->n_ranks = 0;
+}
+
+static void go_down(td_peer *p, td_status st, const char *why)
+{
+    td_err err;
+    if (p->state == TD_PEER_DOWN && p->n_requests == 0)
+        return;
+    td_fail(&err, st, "prefill %s: %s", p->address, why);
+    td_warn("peer.down", "peer=%s incarnation=%s status=%s why=\"%s\"", p->address, p->incarnation,
+            td_status_name(st), why);
+    p->state = TD_PEER_DOWN;
+    p->incarnation[0] = '\0';
+    td_rpc_request_cancel(p->greeting);
+    td_rpc_request_cancel(p->renewing);
+    p->greeting = p->renewing = NULL;
+    close_links(p);
+    if (!p->peers->closing)
+        p->peers->conf.on_down(p->peers->conf.user, p, &err);
+}
+
+/* ---- handshake ---- */
+
+static td_status open_links(td_peer *p, const Tandem__V1__ConnectResponse *res, td_err *err)
+{
+    for (uint32_t r = 0; r < res->ranks; r++) {
+        td_xfer_link_args args = {.desc = res->rank_descriptor[r].data,
+                                  .n_desc_bytes = res->rank_descriptor[r].len,
+                                  .incarnation = res->incarnation,
+                                  .peer = p->address,
+                                  .tag = link_tag(p, r)};
+        td_status st = td_xfer_link_open(p->peers->conf.xfer, &args, &p->links[r], err);
+        if (st != TD_OK)
+            return st;
+        p->link_open[r] = true;
+        p->n_ranks = r + 1;
+    }
+    return TD_OK;
+}
+
+static td_status judge_answer(td_peer *p, const Tandem__V1__ConnectResponse *res, td_err *err)
+{
+    td_fingerprint theirs;
+    char diff[400];
+    if (res->ranks == 0 || res->ranks > TD_PEER_MAX_RANKS || res->n_rank_descriptor != res->ranks)
+        return td_fail(err, TD_PROTOCOL, "%u ranks with %zu descriptors", res->ranks,
+                       res->n_rank_descriptor);
+    if (strlen(res->incarnation) != TD_INCARNATION_BYTES - 1)
+        return td_fail(err, TD_PROTOCOL, "incarnation of %zu characters", strlen(res->incarnation));
+    td_status st = td_fingerprint_from_message(res->fingerprint, res->n_fingerprint, &theirs, err);
+    if (st != TD_OK)
+        return st;
+    if (td_fingerprint_diff(p->peers->conf.fingerprint, &theirs, diff, sizeof(diff)) > 0)
+        return td_fail(err, TD_PRECONDITION, "prefill and decode do not match (ours: decode): %s",
+                       diff);
+    if (res->blob_bytes != p->peers->conf.blob_bytes)
+        return td_fail(err, TD_PRECONDITION, "blobs of %" PRIu64 " bytes, ours have %zu",
+                       res->blob_bytes, p->peers->conf.blob_bytes);
+    return open_links(p, res, err);
+}
+
+static void on_answer(td_rpc_request *req, void *user, const void *msg, size_t len)
+{
+    td_peer *p = user;
+    ProtobufCMessage *message;
+    td_err err;
+    (void)req;
+    td_status st =
+        td_message_unpack(&tandem__v1__connect_response__descriptor, msg, len, &message, &err);
+    if (st == TD_OK) {
+        const Tandem__V1__ConnectResponse *res = (const Tandem__V1__ConnectResponse *)message;
+        st = judge_answer(p, res, &err);
+        if (st == TD_OK) {
+            snprintf(p->incarnation, sizeof(p->incarnation), "%s", res->incarnation);
+            p->lease_ms = res->lease_ms;
+            td_info("peer.up", "peer=%s incarnation=%s build=%.40s ranks=%u", p->address,
+                    p->incarnation, res->build, res->ranks);
+        }
+        protobuf_c_message_free_unpacked(message, NULL);
+    }
+    if (st != TD_OK) {
+        go_down(p, st, err.text);
+        return;
+    }
+    p->state = TD_PEER_UP;
+    p->renewed_ns = td_now_ns();
+}
+
+static void on_answer_end(td_rpc_request *req, void *user, td_grpc_status status,
+                          const char *message)
+{
+    td_peer *p = user;
+    (void)req;
+    p->greeting = NULL;
+    if (status != TD_GRPC_OK)
+        go_down(p, td_grpc_to_status(status), message);
+    else if (p->state == TD_PEER_UP)
+        p->peers->conf.on_up(p->peers->conf.user, p);
+    else
+        go_down(p, TD_PROTOCOL, "Connect ended without an answer");
+}
+
+static td_status greet(td_peer *p, td_err *err)
+{
+    const td_peers_conf *c = &p->peers->conf;
+    td_fingerprint_message fp;
+    td_fingerprint_to_message(c->fingerprint, &fp);
+    Tandem__V1__ConnectRequest msg = TANDEM__V1__CONNECT_REQUEST__INIT;
+    msg.incarnation = (char *)c->incarnation;
+    msg.address = (char *)c->address;
+    msg.build = (char *)TANDEM_VERSION;
+    msg.n_fingerprint = fp.n;
+    msg.fingerprint = fp.pointers;
+    td_rpc_request_args args = {.path = "/tandem.v1.Prefill/Connect",
+                                .deadline_ns =
+                                    td_now_ns() + c->conf->peer_timeout_ms * TD_NS_PER_MS,
+                                .on_message = on_answer,
+                                .on_finish = on_answer_end,
+                                .user = p};
+    td_rpc_client_retry(p->client);
+    td_status st = td_message_start(p->client, &args, &msg.base, &p->greeting, err);
+    if (st == TD_OK)
+        p->state = TD_PEER_GREETING;
+    return st;
+}
+
+/* ---- leases ---- */
+
+static void on_renewed(td_rpc_request *req, void *user, const void *msg, size_t len)
+{
+    td_peer *p = user;
+    ProtobufCMessage *message;
+    td_err err;
+    (void)req;
+    if (td_message_unpack(&tandem__v1__renew_response__descriptor, msg, len, &message, &err) !=
+        TD_OK)
+        return;
+    const Tandem__V1__RenewResponse *res = (const Tandem__V1__RenewResponse *)message;
+    for (size_t i = 0; i < res->n_unknown; i++)
+        p->peers->conf.on_unknown(p->peers->conf.user, p, res->unknown[i]);
+    protobuf_c_message_free_unpacked(message, NULL);
+}
+
+static void on_renew_end(td_rpc_request *req, void *user, td_grpc_status status,
+                         const char *message)
+{
+    td_peer *p = user;
+    (void)req;
+    p->renewing = NULL;
+    if (status != TD_GRPC_OK)
+        td_warn("peer.renew", "peer=%s status=%s why=\"%s\"", p->address,
+                td_grpc_status_name(status), message);
+}
+
+static void renew(td_peer *p, int64_t now)
+{
+    const td_peers_conf *c = &p->peers->conf;
+    uint64_t numbers[MAX_RENEWED];
+    if (p->state != TD_PEER_UP || p->renewing != NULL ||
+        now - p->renewed_ns < p->lease_ms * TD_NS_PER_MS / 4)
+        return;
+    uint32_t n = c->held_numbers(c->user, p, numbers, MAX_RENEWED);
+    p->renewed_ns = now;
+    if (n == 0)
+        return;
+    Tandem__V1__RenewRequest msg = TANDEM__V1__RENEW_REQUEST__INIT;
+    msg.n_numbers = n;
+    msg.numbers = numbers;
+    msg.incarnation = p->incarnation;
+    msg.decode_incarnation = (char *)c->incarnation;
+    td_rpc_request_args args = {.path = "/tandem.v1.Prefill/Renew",
+                                .deadline_ns = now + c->conf->peer_timeout_ms * TD_NS_PER_MS,
+                                .on_message = on_renewed,
+                                .on_finish = on_renew_end,
+                                .user = p};
+    td_err err;
+    if (td_message_start(p->client, &args, &msg.base, &p->renewing, &err) != TD_OK)
+        p->renewing = NULL; /* a broken connection is told by on_state */
+}
+
+static void on_renew_tick(td_timer *timer, void *user)
+{
+    td_peers *ps = user;
+    int64_t now = td_now_ns();
+    (void)timer;
+    for (int i = 0; i < TD_MAX_PEERS; i++)
+        if (ps->rows[i].address[0] != '\0')
+            renew(&ps->rows[i], now);
+}
+
+static void on_release_end(td_rpc_request *req, void *user, td_grpc_status status,
+                           const char *message)
+{
+    const td_peer *p = user;
+    (void)req;
+    if (status != TD_GRPC_OK)
+        td_warn("peer.release", "peer=%s status=%s why=\"%s\"", p->address,
+                td_grpc_status_name(status), message);
+}
+
+static void on_release_message(td_rpc_request *req, void *user, const void *msg, size_t len)
+{
+    (void)req;
+    (void)user;
+    (void)msg;
+    (void)len;
+}
+
+void td_peer_release(td_peer *p, uint64_t number)
+{
+    const td_peers_conf *c = &p->peers->conf;
+    if (p->state != TD_PEER_UP)
+        return;
+    Tandem__V1__ReleaseRequest msg = TANDEM__V1__RELEASE_REQUEST__INIT;
+    msg.number = number;
+    msg.incarnation = p->incarnation;
+    msg.decode_incarnation = (char *)c->incarnation;
+    td_rpc_request_args args = {.path = "/tandem.v1.Prefill/Release",
+                                .deadline_ns =
+                                    td_now_ns() + c->conf->peer_timeout_ms * TD_NS_PER_MS,
+                                .on_message = on_release_message,
+                                .on_finish = on_release_end,
+                                .user = p};
+    td_err err;
+    td_rpc_request *req;
+    if (td_message_start(p->client, &args, &msg.base, &req, &err) != TD_OK)
+        td_warn("peer.release", "peer=%s why=\"%s\"", p->address, err.text);
+}
+
+/* ---- connection and links ---- */
+
+static void on_state(td_rpc_client *client, void *user, td_rpc_state state, const td_err *why)
+{
+    td_peer *p = user;
+    (void)client;
+    if (state == TD_RPC_BROKEN)
+        go_down(p, TD_PEER_LOST, why != NULL ? why->text : "connection lost");
+}
+
+void td_peers_on_link(td_peers *ps, const td_xfer_event *event)
+{
+    uint32_t row = (uint32_t)(event->tag >> 32), rank = (uint32_t)event->tag;
+    if (row >= TD_MAX_PEERS || rank >= TD_PEER_MAX_RANKS)
+        return;
+    td_peer *p = &ps->rows[row];
+    if (!p->link_open[rank] || p->links[rank].slot != event->link.slot ||
+        p->links[rank].generation != event->link.generation)
+        return; /* of a peer that is gone */
+    if (event->kind == TD_XFER_LINK_UP) {
+        td_info("link.up", "peer=%s rank=%u transport=%s", p->address, rank, event->transport);
+        return;
+    }
+    p->link_open[rank] = false;
+    go_down(p, event->status, event->err.text);
+}
+
+/* ---- the table ---- */
+
+td_status td_peers_create(const td_peers_conf *conf, td_peers **out, td_err *err)
+{
+    td_peers *ps = calloc(1, sizeof(*ps));
+    if (ps == NULL)
+        return td_fail(err, TD_NOMEM, "peers: no memory");
+    ps->conf = *conf;
+    td_timer_init(&ps->renew, conf->loop, on_renew_tick, ps);
+    td_timer_every(&ps->renew, 0, 50 * TD_NS_PER_MS * 4);
+    *out = ps;
+    return TD_OK;
+}
+
+static void free_when_closed(td_peers *ps)
+{
+    void (*on_closed)(void *) = ps->on_closed;
+    void *user = ps->closed_user;
+    free(ps);
+    if (on_closed != NULL)
+        on_closed(user);
+}
+
+static void on_client_closed(void *user)
+{
+    td_peer *p = user;
+    p->address[0] = '\0';
+    if (p->peers->closing && --p->peers->n_closing == 0)
+        free_when_closed(p->peers);
+}
+
+void td_peers_close(td_peers *ps, void (*on_closed)(void *user), void *user)
+{
+    td_timer_stop(&ps->renew);
+    ps->closing = true;
+    ps->on_closed = on_closed;
+    ps->closed_user = user;
+    for (int i = 0; i < TD_MAX_PEERS; i++)
+        ps->n_closing += ps->rows[i].address[0] != '\0';
+    if (ps->n_closing == 0) {
+        free_when_closed(ps);
+        return;
+    }
+    for (int i = 0; i < TD_MAX_PEERS; i++)
+        if (ps->rows[i].address[0] != '\0') {
+            ps->rows[i].greeting = ps->rows[i].renewing = NULL;
+            td_rpc_client_close(ps->rows[i].client, on_client_closed, &ps->rows[i]);
+        }
+}
+
+static td_status open_row(td_peers *ps, const char *address, td_peer **out, td_err *err)
+{
+    td_peer *p = NULL;
+    for (int i = 0; i < TD_MAX_PEERS && p == NULL; i++)
+        if (ps->rows[i].address[0] == '\0')
+            p = &ps->rows[i];
+    if (p == NULL)
+        return td_fail(err, TD_EXHAUSTED,
+                       "decode: %d prefill daemons are known, the most there may be", TD_MAX_PEERS);
+    td_addr addr;
+    td_status st = td_addr_parse(address, &addr, err);
+    if (st != TD_OK)
+        return st;
+    *p = (td_peer){.peers = ps};
+    int64_t quarter = ps->conf.conf->peer_timeout_ms / 4;
+    td_rpc_client_conf conf = {.peer = addr,
+                               .name = "prefill",
+                               .on_state = on_state,
+                               .user = p,
+                               .connect_ms = ps->conf.conf->peer_timeout_ms,
+                               .backoff_max_ms = 500,
+                               .keepalive_ms = quarter,
+                               .keepalive_reply_ms = quarter * 2,
+                               .max_message_bytes = 16U << 20};
+    st = td_rpc_client_open(ps->conf.loop, &conf, &p->client, err);
+    if (st != TD_OK)
+        return st;
+    snprintf(p->address, sizeof(p->address), "%s", address);
+    *out = p;
+    return TD_OK;
+}
+
+td_status td_peers_get(td_peers *ps, const char *address, td_peer **out, td_err *err)
+{
+    td_peer *p = NULL;
+    td_status st = TD_OK;
+    for (int i = 0; i < TD_MAX_PEERS && p == NULL; i++)
+        if (strcmp(ps->rows[i].address, address) == 0)
+            p = &ps->rows[i];
+    if (address[0] == '\0')
+        return td_fail(err, TD_INVALID, "decode: no prefill address");
+    if (p == NULL)
+        st = open_row(ps, address, &p, err);
+    if (st == TD_OK && p->state == TD_PEER_DOWN)
+        st = greet(p, err);
+    if (st != TD_OK)
+        return st;
+    p->used_ns = td_now_ns();
+    *out = p;
+    return TD_OK;
+}
+
+td_peer *td_peers_row(td_peers *ps, uint32_t row)
+{
+    return &ps->rows[row];
+}
