@@ -97,6 +97,8 @@ td_status td_topk_cpu(const td_topk_args *a, td_stream *stream)
     for (int t = 0; t < a->T; t++)
         if (a->row_len[t] > max_len)
             max_len = a->row_len[t];
+    if (max_len > a->k && max_len > a->stride)
+        return TD_BAD_SHAPE;
     td_isa isa = td_cpu_isa(stream);
     job j = {.a = a,
              .stream = stream,
