@@ -1,6 +1,7 @@
 #include "router/check.h"
 
 #include "common/serve/wire.h"
+#include "model/tokenizer/utf8.h"
 
 #include <math.h>
 #include <string.h>
@@ -66,17 +67,26 @@ td_status td_check_stops(const void *msg, size_t len, td_stop_string *out, uint3
     size_t pos = 0, n_bytes;
     const char *bytes;
     while (td_wire_next_bytes(msg, len, FIELD_STOP, &pos, &bytes, &n_bytes)) {
-        size_t bad_at;
         if (n == TD_EMITTER_MAX_STOPS)
             return td_fail(err, TD_INVALID, "stop: more than %d strings", TD_EMITTER_MAX_STOPS);
         if (n_bytes == 0 || n_bytes > TD_EMITTER_MAX_STOP_BYTES)
             return td_fail(err, TD_INVALID, "stop[%u] has %zu bytes, must have 1 to %d", n, n_bytes,
                            TD_EMITTER_MAX_STOP_BYTES);
-        if (!td_utf8_valid(bytes, n_bytes, &bad_at))
-            return td_fail(err, TD_INVALID, "stop[%u] is not UTF-8 at byte %zu", n, bad_at);
+        if (td_check_utf8("stop", bytes, n_bytes, err) != TD_OK)
+            return TD_INVALID;
         out[n++] = (td_stop_string){bytes, n_bytes};
     }
     *n_out = n;
+    return TD_OK;
+}
+
+td_status td_check_utf8(const char *what, const char *text, size_t n_bytes, td_err *err)
+{
+    const uint8_t *p = (const uint8_t *)text;
+    size_t len;
+    for (size_t i = 0; i < n_bytes; i += len)
+        if (td_utf8_step(p + i, n_bytes - i, &len) != TD_UTF8_OK)
+            return td_fail(err, TD_INVALID, "%s is not UTF-8 at byte %zu", what, i);
     return TD_OK;
 }
 

@@ -16,6 +16,8 @@ td_status td_check_sampling(const td_model_info *info, const Tandem__V1__Generat
 /* The stop strings of the serialised request; out's bytes point into msg. */
 td_status td_check_stops(const void *msg, size_t len, td_stop_string *out, uint32_t *n_out,
                          td_err *err);
+/* what: the field's name. TD_INVALID names the first byte that is not UTF-8. */
+td_status td_check_utf8(const char *what, const char *text, size_t n_bytes, td_err *err);
 td_status td_check_ids(const td_model_info *info, const uint32_t *ids, size_t n, td_err *err);
 /* Prompt length against the context; fills *max_tokens (request's own, or the default cut at the
  * context's end). */

@@ -49,7 +49,6 @@ static void after_encode(uv_work_t *work, int status)
 static td_status check_text(const td_text_job *job, td_err *err)
 {
     const td_model_info *m = job->model;
-    size_t bad_at;
     if (m->tokenizer == NULL)
         return td_fail(err, TD_INVALID, "model \"%s\" has no tokenizer: send token_ids", m->name);
     if (job->n_bytes == 0)
@@ -59,9 +58,7 @@ static td_status check_text(const td_text_job *job, td_err *err)
         return td_fail(err, TD_INVALID,
                        "the text has %zu bytes: more than a context of %u tokens can hold",
                        job->n_bytes, m->context_length);
-    if (!td_utf8_valid(job->text, job->n_bytes, &bad_at))
-        return td_fail(err, TD_INVALID, "the text is not UTF-8 at byte %zu", bad_at);
-    return TD_OK;
+    return td_check_utf8("the text", job->text, job->n_bytes, err);
 }
 
 td_status td_text_tokenise(const td_text_job *job, td_tokenising **out, td_err *err)

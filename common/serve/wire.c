@@ -69,36 +69,3 @@ size_t td_wire_put_bytes(unsigned char *out, uint32_t field, const char *bytes, 
         memcpy(out + n, bytes, n_bytes);
     return n + n_bytes;
 }
-
-/* Bytes of the character at p, 0 if it is not well formed. */
-static size_t utf8_length(const unsigned char *p, size_t left)
-{
-    unsigned char b = p[0];
-    size_t n = b < 0x80                ? 1
-               : b >= 0xc2 && b < 0xe0 ? 2
-               : (b & 0xf0) == 0xe0    ? 3
-               : b >= 0xf0 && b < 0xf5 ? 4
-                                       : 0;
-    if (n == 0 || n > left)
-        return 0;
-    for (size_t i = 1; i < n; i++)
-        if ((p[i] & 0xc0) != 0x80)
-            return 0;
-    if ((b == 0xe0 && p[1] < 0xa0) || (b == 0xed && p[1] > 0x9f) || (b == 0xf0 && p[1] < 0x90) ||
-        (b == 0xf4 && p[1] > 0x8f))
-        return 0;
-    return n;
-}
-
-bool td_utf8_valid(const char *text, size_t n_bytes, size_t *bad_at)
-{
-    for (size_t i = 0; i < n_bytes;) {
-        size_t n = utf8_length((const unsigned char *)text + i, n_bytes - i);
-        if (n == 0) {
-            *bad_at = i;
-            return false;
-        }
-        i += n;
-    }
-    return true;
-}

@@ -14,7 +14,4 @@ bool td_wire_next_bytes(const void *msg, size_t len, uint32_t field, size_t *pos
  * written. */
 #define TD_WIRE_HEAD_BYTES 15
 size_t td_wire_put_bytes(unsigned char *out, uint32_t field, const char *bytes, size_t n_bytes);
-/* Well-formed UTF-8 (no surrogates, nothing above U+10FFFF, shortest forms); *bad_at: offset of the
- * first bad byte. */
-bool td_utf8_valid(const char *text, size_t n_bytes, size_t *bad_at);
 #endif
