@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { POLITE_BYTES = 256 * 1024 };
+enum { POLITE_BYTES = 1024 * 1024 }; /* the server's default backlog */
 
 typedef struct {
     echo_service *echo;
@@ -61,7 +61,8 @@ static void send_more(td_timer *timer, void *user)
     (void)timer;
     int n_turn = 0;
     while (c->n_sent < c->args.n_messages) {
-        if (!c->args.rude && td_rpc_call_queued_bytes(c->call) > POLITE_BYTES)
+        size_t queued = td_rpc_call_queued_bytes(c->call);
+        if (!c->args.rude && queued > 0 && queued + c->args.n_bytes + 5 > POLITE_BYTES)
             break;
         if (c->args.pause_ms > 0 && n_turn++ > 0)
             break;

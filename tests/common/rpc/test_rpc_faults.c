@@ -1,0 +1,620 @@
+/* Peers that die, stop, restart or shut down, and owners that pull the rug inside a callback. */
+#include "tests/common/rpc/fixture.h"
+
+#include <arpa/inet.h>
+#include <netinet/in.h>
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+TD_TEST_MAIN
+
+/* ---- an echo server in a process of its own ---- */
+
+typedef struct {
+    pid_t pid;
+    uint16_t port;
+} child;
+
+static void child_main(int fd, uint16_t port)
+{
+    td_loop *loop;
+    td_rpc_server *server;
+    echo_service echo;
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    td_log_init("child", TD_LOG_ERROR, 0);
+    if (td_loop_create(&loop, NULL) < 0)
+        _exit(1);
+    echo_init(&echo, loop);
+    td_rpc_server_conf sc = {.methods = echo.methods, .n_methods = ECHO_METHODS};
+    td_addr_parse("127.0.0.1:0", &sc.listen, NULL);
+    sc.listen.port = port;
+    if (td_rpc_server_open(loop, &sc, &server, NULL) < 0)
+        _exit(1);
+    port = td_rpc_server_port(server);
+    if (write(fd, &port, sizeof(port)) != sizeof(port))
+        _exit(1);
+    td_loop_run(loop);
+    _exit(0);
+}
+
+/* Before any thread or loop exists in this process. */
+static child child_start(uint16_t port)
+{
+    child c;
+    int fds[2];
+    TD_EQ(0, pipe(fds));
+    c.pid = fork();
+    TD_TRUE(c.pid >= 0);
+    if (c.pid == 0)
+        child_main(fds[1], port);
+    TD_EQ(sizeof(c.port), read(fds[0], &c.port, sizeof(c.port)));
+    close(fds[0]);
+    close(fds[1]);
+    return c;
+}
+
+static void child_end(child *c)
+{
+    kill(c->pid, SIGKILL);
+    waitpid(c->pid, NULL, 0);
+}
+
+typedef struct {
+    int n_ready, n_broken, n_connecting;
+    td_err why;
+} states;
+
+static void on_state(td_rpc_client *client, void *user, td_rpc_state state, const td_err *why)
+{
+    states *s = user;
+    TD_EQ(state, td_rpc_client_state(client));
+    s->n_ready += state == TD_RPC_READY;
+    s->n_connecting += state == TD_RPC_CONNECTING;
+    s->n_broken += state == TD_RPC_BROKEN;
+    if (why != NULL)
+        s->why = *why;
+}
+
+/* A loop with a client alone, to port. */
+static void open_client(fixture *f, uint16_t port, td_rpc_client_conf cc, states *s)
+{
+    memset(f, 0, sizeof(*f));
+    memset(s, 0, sizeof(*s));
+    td_log_init("test", getenv("TD_TEST_DEBUG") ? TD_LOG_DEBUG : TD_LOG_ERROR, 0);
+    TD_EQ(TD_OK, td_loop_create(&f->loop, NULL));
+    TD_EQ(TD_OK, td_addr_parse("127.0.0.1:0", &cc.peer, NULL));
+    cc.peer.port = port;
+    cc.on_state = on_state;
+    cc.user = s;
+    TD_EQ(TD_OK, td_rpc_client_open(f->loop, &cc, &f->client, NULL));
+    fixture_patience(f, 60000, "client");
+}
+
+static bool is_ready(void *arg)
+{
+    return ((states *)arg)->n_ready > 0;
+}
+
+static bool is_broken(void *arg)
+{
+    return ((states *)arg)->n_broken > 0;
+}
+
+TEST(a_stopped_peer_is_noticed_within_the_keepalive)
+{
+    child c = child_start(0);
+    fixture f;
+    states s;
+    answer a[3];
+    td_rpc_client_conf cc = {.keepalive_ms = 500, .keepalive_reply_ms = 500};
+    open_client(&f, c.port, cc, &s);
+    fixture_run_until(&f, is_ready, &s);
+    fixture_run_for(&f, 1500); /* an idle peer that answers PINGs is fine */
+    TD_EQ(0, s.n_broken);
+    for (int i = 0; i < 3; i++) {
+        td_rpc_request_args args = answer_args("/test.Echo/Hang", &a[i]);
+        TD_EQ(TD_OK, td_rpc_request_start(f.client, &args, "x", 1, &a[i].req, NULL));
+    }
+    fixture_run_for(&f, 20);
+    kill(c.pid, SIGSTOP);
+    int64_t t0 = td_now_ns();
+    fixture_run_until(&f, answer_done, &a[2]);
+    fixture_run_until(&f, answer_done, &a[0]);
+    int64_t took_ms = (td_now_ns() - t0) / TD_NS_PER_MS;
+    for (int i = 0; i < 3; i++)
+        TD_EQ(TD_GRPC_UNAVAILABLE, a[i].status);
+    TD_TRUE(took_ms >= 450 && took_ms < 1200);
+    TD_EQ(1, s.n_broken);
+    TD_TRUE(strstr(a[0].message, "silent") != NULL);
+    /* and it comes back when the peer does */
+    kill(c.pid, SIGCONT);
+    s.n_ready = 0;
+    fixture_run_until(&f, is_ready, &s);
+    TD_EQ(TD_GRPC_OK, ask(&f, "/test.Echo/Unary", "x", 1, &a[0]));
+    child_end(&c);
+    fixture_close(&f);
+}
+
+TEST(a_killed_peer_ends_its_calls_at_once_and_a_restarted_one_serves_again)
+{
+    child c = child_start(0);
+    uint16_t port = c.port;
+    fixture f;
+    states s;
+    answer a, b;
+    open_client(&f, port, (td_rpc_client_conf){.backoff_max_ms = 200}, &s);
+    td_rpc_request_args args = answer_args("/test.Echo/Stream", &a);
+    echo_stream_args sa = {.n_messages = 1000000, .n_bytes = 10, .pause_ms = 1};
+    TD_EQ(TD_OK, td_rpc_request_start(f.client, &args, &sa, sizeof(sa), &a.req, NULL));
+    fixture_run_for(&f, 200);
+    TD_TRUE(a.n_messages > 10);
+    int64_t t0 = td_now_ns();
+    child_end(&c);
+    fixture_run_until(&f, answer_done, &a);
+    TD_EQ(TD_GRPC_UNAVAILABLE, a.status);
+    TD_TRUE(td_now_ns() - t0 < 500 * TD_NS_PER_MS);
+    TD_EQ(TD_RPC_BROKEN, td_rpc_client_state(f.client));
+    args = answer_args("/test.Echo/Unary", &b);
+    td_err err;
+    TD_EQ(TD_PEER_LOST, td_rpc_request_start(f.client, &args, "x", 1, &b.req, &err));
+    TD_TRUE(strstr(err.text, "not connected") != NULL);
+    fixture_run_for(&f, 300); /* tries, and fails */
+    TD_TRUE(s.n_connecting > 0);
+    td_log_init("test", TD_LOG_ERROR, 0);
+    c = child_start(port);
+    s.n_ready = 0;
+    td_rpc_client_retry(f.client);
+    fixture_run_until(&f, is_ready, &s);
+    TD_EQ(TD_GRPC_OK, ask(&f, "/test.Echo/Unary", "x", 1, &b));
+    child_end(&c);
+    fixture_close(&f);
+}
+
+TEST(requests_wait_for_the_first_connection_and_fail_with_it)
+{
+    fixture f;
+    states s;
+    answer a;
+    open_client(&f, 1, (td_rpc_client_conf){0}, &s); /* nobody listens on port 1 */
+    td_rpc_request_args args = answer_args("/test.Echo/Unary", &a);
+    TD_EQ(TD_OK, td_rpc_request_start(f.client, &args, "x", 1, &a.req, NULL));
+    fixture_run_until(&f, answer_done, &a);
+    TD_EQ(TD_GRPC_UNAVAILABLE, a.status);
+    TD_TRUE(strstr(a.message, "127.0.0.1:1") != NULL && strstr(a.message, "refused") != NULL);
+    TD_EQ(1, s.n_broken);
+    fixture_close(&f);
+}
+
+TEST(names_are_resolved_and_unknown_ones_are_a_broken_link)
+{
+    fixture f;
+    states s = {0};
+    answer a;
+    fixture_open(&f, NULL, NULL);
+    td_rpc_client *by_name = f.client, *unknown = NULL;
+    td_rpc_client_conf cc = {.on_state = on_state, .user = &s};
+    TD_EQ(TD_OK, td_addr_parse("no-such-host.invalid:80", &cc.peer, NULL));
+    TD_EQ(TD_OK, td_rpc_client_open(f.loop, &cc, &unknown, NULL));
+    TD_EQ(TD_OK, td_addr_parse("localhost:0", &cc.peer, NULL));
+    cc.peer.port = f.port;
+    cc.on_state = NULL;
+    TD_EQ(TD_OK, td_rpc_client_open(f.loop, &cc, &by_name, NULL));
+    td_rpc_client *first = f.client;
+    f.client = by_name;
+    TD_EQ(TD_GRPC_OK, ask(&f, "/test.Echo/Unary", "x", 1, &a));
+    fixture_run_until(&f, is_broken, &s);
+    TD_TRUE(strstr(s.why.text, "resolve") != NULL);
+    td_rpc_client_close(by_name, NULL, NULL);
+    td_rpc_client_close(unknown, NULL, NULL);
+    f.client = first;
+    fixture_close(&f);
+}
+
+TEST(a_peer_that_accepts_and_says_nothing_is_given_up)
+{
+    fixture f;
+    states s;
+    answer a;
+    int fd = socket(AF_INET, SOCK_STREAM, 0);
+    struct sockaddr_in sa = {.sin_family = AF_INET};
+    socklen_t len = sizeof(sa);
+    sa.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    TD_EQ(0, bind(fd, (struct sockaddr *)&sa, sizeof(sa)));
+    TD_EQ(0, listen(fd, 5));
+    TD_EQ(0, getsockname(fd, (struct sockaddr *)&sa, &len));
+    open_client(&f, ntohs(sa.sin_port), (td_rpc_client_conf){.connect_ms = 200}, &s);
+    td_rpc_request_args args = answer_args("/test.Echo/Unary", &a);
+    TD_EQ(TD_OK, td_rpc_request_start(f.client, &args, "x", 1, &a.req, NULL));
+    int64_t t0 = td_now_ns();
+    fixture_run_until(&f, answer_done, &a);
+    TD_EQ(TD_GRPC_UNAVAILABLE, a.status);
+    int64_t took_ms = (td_now_ns() - t0) / TD_NS_PER_MS;
+    TD_TRUE(took_ms >= 195 && took_ms < 1000);
+    fixture_close(&f);
+    close(fd);
+}
+
+/* ---- drain ---- */
+
+static void set_flag(void *user)
+{
+    *(bool *)user = true;
+}
+
+static bool flag_is_set(void *arg)
+{
+    return *(bool *)arg;
+}
+
+TEST(drain_lets_running_calls_end_and_refuses_new_ones)
+{
+    fixture f;
+    answer a, b, c;
+    bool drained = false;
+    fixture_open(&f, NULL, NULL);
+    td_rpc_request_args args = answer_args("/test.Echo/Stream", &a);
+    echo_stream_args sa = {.n_messages = 300, .n_bytes = 10, .pause_ms = 2};
+    TD_EQ(TD_OK, td_rpc_request_start(f.client, &args, &sa, sizeof(sa), &a.req, NULL));
+    fixture_run_for(&f, 50);
+    /* one more that is under way when the server says GOAWAY: refused, and free to go elsewhere */
+    args = answer_args("/test.Echo/Unary", &b);
+    TD_EQ(TD_OK, td_rpc_request_start(f.client, &args, "x", 1, &b.req, NULL));
+    td_rpc_server_drain(f.server, set_flag, &drained);
+    fixture_run_until(&f, answer_done, &b);
+    TD_EQ(TD_GRPC_UNAVAILABLE, b.status);
+    fixture_run_for(&f, 200);
+    TD_EQ(TD_RPC_BROKEN, td_rpc_client_state(f.client));
+    args = answer_args("/test.Echo/Unary", &c);
+    TD_NE(TD_OK, td_rpc_request_start(f.client, &args, "x", 1, &c.req, NULL));
+    TD_TRUE(!drained);
+    fixture_run_until(&f, answer_done, &a);
+    TD_EQ(TD_GRPC_OK, a.status);
+    TD_EQ(300, a.n_messages);
+    fixture_run_until(&f, flag_is_set, &drained);
+    td_rpc_server_stats stats;
+    td_rpc_server_get_stats(f.server, &stats);
+    TD_EQ(0, stats.n_connections);
+    fixture_close(&f);
+}
+
+TEST(drain_of_an_idle_server_ends_soon)
+{
+    fixture f;
+    answer a;
+    bool drained = false;
+    fixture_open(&f, NULL, NULL);
+    TD_EQ(TD_GRPC_OK, ask(&f, "/test.Echo/Unary", "x", 1, &a));
+    int64_t t0 = td_now_ns();
+    td_rpc_server_drain(f.server, set_flag, &drained);
+    td_rpc_server_drain(f.server, NULL, NULL); /* twice is once */
+    fixture_run_until(&f, flag_is_set, &drained);
+    TD_TRUE(td_now_ns() - t0 < 1000 * TD_NS_PER_MS);
+    fixture_close(&f);
+}
+
+/* ---- the owner closes ---- */
+
+TEST(closing_the_server_cancels_its_calls)
+{
+    fixture f;
+    answer a[2];
+    bool closed = false;
+    fixture_open(&f, NULL, NULL);
+    for (int i = 0; i < 2; i++) {
+        td_rpc_request_args args = answer_args("/test.Echo/Hang", &a[i]);
+        TD_EQ(TD_OK, td_rpc_request_start(f.client, &args, "x", 1, &a[i].req, NULL));
+    }
+    fixture_run_for(&f, 20);
+    TD_EQ(2, f.echo.n_live);
+    td_rpc_server_close(f.server, set_flag, &closed);
+    TD_EQ(2, f.echo.n_live); /* never inside the call */
+    f.server = NULL;
+    fixture_run_until(&f, flag_is_set, &closed);
+    TD_EQ(0, f.echo.n_live);
+    TD_EQ(TD_GRPC_UNAVAILABLE, f.echo.last_cancel);
+    fixture_run_until(&f, answer_done, &a[1]);
+    TD_EQ(TD_GRPC_UNAVAILABLE, a[1].status);
+    fixture_close(&f);
+}
+
+TEST(closing_the_client_finishes_its_requests_as_cancelled)
+{
+    fixture f;
+    answer a;
+    fixture_open(&f, NULL, NULL);
+    td_rpc_request_args args = answer_args("/test.Echo/Hang", &a);
+    TD_EQ(TD_OK, td_rpc_request_start(f.client, &args, "x", 1, &a.req, NULL));
+    fixture_run_for(&f, 20);
+    td_rpc_client_close(f.client, NULL, NULL);
+    TD_EQ(0, a.n_finished);
+    TD_EQ(TD_PEER_LOST, td_rpc_request_start(f.client, &args, "x", 1, &a.req, NULL));
+    f.client = NULL;
+    fixture_run_until(&f, answer_done, &a);
+    TD_EQ(TD_GRPC_CANCELLED, a.status);
+    fixture_run_for(&f, 20);
+    TD_EQ(0, f.echo.n_live);
+    fixture_close(&f);
+    /* and before it has ever been connected */
+    fixture_open(&f, NULL, NULL);
+    args = answer_args("/test.Echo/Hang", &a);
+    TD_EQ(TD_OK, td_rpc_request_start(f.client, &args, "x", 1, &a.req, NULL));
+    fixture_close(&f);
+    TD_EQ(1, a.n_finished);
+}
+
+/* ---- re-entrancy: everything in every callback ---- */
+
+typedef enum {
+    DO_NOTHING,
+    DO_SEND,
+    DO_CANCEL,
+    DO_CANCEL_OTHER,
+    DO_START,
+    DO_CLOSE_CLIENT,
+    DO_CLOSE_SERVER,
+    DO_DRAIN,
+    N_DOINGS
+} doing;
+
+typedef struct {
+    fixture *f;
+    td_rpc_request *mine, *other;
+    doing in_headers, in_message, in_finish, in_state;
+    int n_messages, n_finished;
+} rascal;
+
+static void rascal_message(td_rpc_request *req, void *user, const void *msg, size_t len);
+static void rascal_finish(td_rpc_request *req, void *user, td_grpc_status status,
+                          const char *message);
+
+static void rascal_do(rascal *r, doing what)
+{
+    td_rpc_request_args args = {.path = "/test.Echo/Unary"};
+    td_rpc_request *req;
+    switch (what) {
+    case DO_SEND:
+        if (r->mine != NULL)
+            (void)td_rpc_request_send(r->mine, "again", 5);
+        break;
+    case DO_CANCEL:
+        td_rpc_request_cancel(r->mine);
+        r->mine = NULL;
+        break;
+    case DO_CANCEL_OTHER:
+        td_rpc_request_cancel(r->other);
+        r->other = NULL;
+        break;
+    case DO_START:
+        if (r->f->client != NULL)
+            (void)td_rpc_request_start(r->f->client, &args, "x", 1, &req, NULL);
+        break;
+    case DO_CLOSE_CLIENT:
+        td_rpc_client_close(r->f->client, NULL, NULL);
+        r->f->client = NULL;
+        break;
+    case DO_CLOSE_SERVER:
+        td_rpc_server_close(r->f->server, NULL, NULL);
+        r->f->server = NULL;
+        break;
+    case DO_DRAIN:
+        if (r->f->server != NULL)
+            td_rpc_server_drain(r->f->server, NULL, NULL);
+        break;
+    default: break;
+    }
+}
+
+static void rascal_headers(td_rpc_request *req, void *user)
+{
+    rascal *r = user;
+    (void)req;
+    rascal_do(r, r->in_headers);
+}
+
+static void rascal_message(td_rpc_request *req, void *user, const void *msg, size_t len)
+{
+    rascal *r = user;
+    (void)req;
+    (void)msg;
+    (void)len;
+    if (r->n_messages++ < 3)
+        rascal_do(r, r->in_message);
+}
+
+static void rascal_finish(td_rpc_request *req, void *user, td_grpc_status status,
+                          const char *message)
+{
+    rascal *r = user;
+    (void)status;
+    (void)message;
+    if (req == r->mine)
+        r->mine = NULL;
+    if (req == r->other)
+        r->other = NULL;
+    r->n_finished++;
+    rascal_do(r, r->in_finish);
+}
+
+static void rascal_state(td_rpc_client *client, void *user, td_rpc_state state, const td_err *why)
+{
+    rascal *r = user;
+    (void)client;
+    (void)state;
+    (void)why;
+    rascal_do(r, r->in_state);
+}
+
+static td_rpc_request *rascal_start(rascal *r)
+{
+    td_rpc_request *req = NULL;
+    td_rpc_request_args args = {.path = "/test.Echo/Bidi",
+                                .on_headers = rascal_headers,
+                                .on_message = rascal_message,
+                                .on_finish = rascal_finish,
+                                .user = r};
+    if (r->f->client == NULL || td_rpc_stream_start(r->f->client, &args, &req, NULL) < 0)
+        return NULL;
+    for (int i = 0; i < 5; i++)
+        TD_EQ(TD_OK, td_rpc_request_send(req, "hello", 5));
+    return req;
+}
+
+static int total_messages, total_finished;
+
+static void run_rascal(doing in_headers, doing in_message, doing in_finish, doing in_state)
+{
+    fixture f;
+    rascal r = {&f, NULL, NULL, in_headers, in_message, in_finish, in_state, 0, 0};
+    td_rpc_client_conf cc = {.on_state = rascal_state, .user = &r};
+    fixture_open(&f, NULL, &cc);
+    r.mine = rascal_start(&r);
+    r.other = rascal_start(&r);
+    fixture_run_for(&f, 3);
+    if (r.mine != NULL)
+        td_rpc_request_half_close(r.mine);
+    fixture_run_for(&f, 3);
+    fixture_close(&f); /* on_finish runs inside, too */
+    total_messages += r.n_messages;
+    total_finished += r.n_finished;
+}
+
+TEST(anything_may_be_called_in_any_client_callback)
+{
+    for (doing a = DO_NOTHING; a < N_DOINGS; a++)
+        for (doing b = DO_NOTHING; b < N_DOINGS; b++) {
+            run_rascal(a, b, DO_NOTHING, DO_NOTHING);
+            run_rascal(DO_NOTHING, a, b, DO_NOTHING);
+            run_rascal(DO_NOTHING, DO_NOTHING, a, b);
+        }
+    TD_TRUE(total_messages > 500 && total_finished > 200); /* they did get there */
+}
+
+/* ---- the same on the server's side ---- */
+
+typedef struct {
+    td_rpc_server *server;
+    td_rpc_call *held;
+    doing in_open, in_message, in_half_close, in_cancelled;
+    int n_open, n_over;
+} scamp;
+
+static void scamp_do(scamp *s, td_rpc_call *call, doing what)
+{
+    switch (what) {
+    case DO_SEND:
+        if (call != NULL)
+            (void)td_rpc_call_send(call, "x", 1);
+        break;
+    case DO_CANCEL: /* here: finish */
+        if (call != NULL)
+            td_rpc_call_finish(call, TD_GRPC_ABORTED, "because");
+        break;
+    case DO_CANCEL_OTHER:
+        if (s->held != NULL && s->held != call)
+            td_rpc_call_finish(s->held, TD_GRPC_ABORTED, "the other one");
+        if (s->held != call)
+            s->held = NULL;
+        break;
+    case DO_START: /* here: both at once */
+        if (call != NULL)
+            td_rpc_call_reply(call, "x", 1);
+        break;
+    case DO_CLOSE_SERVER:
+        td_rpc_server_close(s->server, NULL, NULL);
+        s->server = NULL;
+        break;
+    case DO_DRAIN:
+        if (s->server != NULL)
+            td_rpc_server_drain(s->server, NULL, NULL);
+        break;
+    default: break;
+    }
+    if (s->held == call && (what == DO_CANCEL || what == DO_START))
+        s->held = NULL;
+}
+
+static void scamp_open(td_rpc_call *call, void *user)
+{
+    scamp *s = user;
+    if (s->n_open++ == 0)
+        s->held = call;
+    scamp_do(s, call, s->in_open);
+}
+
+static void scamp_message(td_rpc_call *call, void *user, const void *msg, size_t len)
+{
+    scamp *s = user;
+    (void)msg;
+    (void)len;
+    scamp_do(s, call, s->in_message);
+}
+
+static void scamp_half_close(td_rpc_call *call, void *user)
+{
+    scamp *s = user;
+    scamp_do(s, call, s->in_half_close);
+}
+
+static void scamp_cancelled(td_rpc_call *call, void *user, td_grpc_status why)
+{
+    scamp *s = user;
+    (void)why;
+    s->n_over++;
+    TD_TRUE(td_rpc_call_peer(call) != NULL && td_rpc_call_path(call) != NULL);
+    TD_EQ(TD_CANCELLED, td_rpc_call_send(call, "late", 4));
+    if (s->held == call)
+        s->held = NULL;
+    scamp_do(s, NULL, s->in_cancelled);
+}
+
+static int total_open, total_over;
+
+static void run_scamp(doing a, doing b, doing c, doing d)
+{
+    fixture f;
+    scamp s = {NULL, NULL, a, b, c, d, 0, 0};
+    answer answers[3];
+    td_rpc_method method = {"/test.Scamp/Do", TD_RPC_BIDI,     scamp_open, scamp_message,
+                            scamp_half_close, scamp_cancelled, &s};
+    memset(&f, 0, sizeof(f));
+    td_log_init("test", TD_LOG_ERROR, 0);
+    TD_EQ(TD_OK, td_loop_create(&f.loop, NULL));
+    td_rpc_server_conf sc = {.methods = &method, .n_methods = 1};
+    td_rpc_client_conf cc = {0};
+    TD_EQ(TD_OK, td_addr_parse("127.0.0.1:0", &sc.listen, NULL));
+    TD_EQ(TD_OK, td_rpc_server_open(f.loop, &sc, &s.server, NULL));
+    cc.peer = sc.listen;
+    cc.peer.port = td_rpc_server_port(s.server);
+    TD_EQ(TD_OK, td_rpc_client_open(f.loop, &cc, &f.client, NULL));
+    fixture_patience(&f, 30000, "scamp");
+    for (int i = 0; i < 3; i++) {
+        td_rpc_request_args args = answer_args("/test.Scamp/Do", &answers[i]);
+        TD_EQ(TD_OK, td_rpc_stream_start(f.client, &args, &answers[i].req, NULL));
+        for (int n = 0; n < 3; n++)
+            TD_EQ(TD_OK, td_rpc_request_send(answers[i].req, "hi", 2));
+        if (i == 1)
+            td_rpc_request_half_close(answers[i].req);
+    }
+    fixture_run_for(&f, 3);
+    if (answers[2].n_finished == 0)
+        td_rpc_request_cancel(answers[2].req);
+    fixture_run_for(&f, 3);
+    td_rpc_server_close(s.server, NULL, NULL);
+    fixture_close(&f);
+    total_open += s.n_open;
+    total_over += s.n_over;
+}
+
+TEST(anything_may_be_called_in_any_server_callback)
+{
+    for (doing a = DO_NOTHING; a < N_DOINGS; a++)
+        for (doing b = DO_NOTHING; b < N_DOINGS; b++) {
+            run_scamp(a, b, DO_NOTHING, DO_NOTHING);
+            run_scamp(DO_NOTHING, a, b, DO_NOTHING);
+            run_scamp(DO_NOTHING, DO_NOTHING, a, b);
+        }
+    TD_TRUE(total_open > 400 && total_over > 200);
+}
