@@ -72,13 +72,24 @@ static const char *after_name(const char *symbol, const char *name)
     return symbol[n] == '.' ? symbol + n + 1 : symbol[n] == '\0' ? symbol + n : NULL;
 }
 
+static bool leaf_defines(Tandem__Internal__Leaf *const *leaves, size_t n, const char *symbol)
+{
+    for (size_t i = 0; i < n; i++)
+        if (strcmp(symbol, leaves[i]->name) == 0)
+            return true;
+    return false;
+}
+
 /* Nesting in our own descriptors is shallow; the symbol gets shorter with every level. */
-static bool message_defines(Tandem__Internal__Named *const *types, size_t n, const char *symbol)
+static bool message_defines(Tandem__Internal__Message *const *types, size_t n, const char *symbol)
 {
     for (size_t i = 0; i < n; i++) {
         const char *rest = after_name(symbol, types[i]->name);
-        if (rest != NULL && (rest[0] == '\0' ||
-                             message_defines(types[i]->nested_type, types[i]->n_nested_type, rest)))
+        if (rest == NULL)
+            continue;
+        if (rest[0] == '\0' ||
+            message_defines(types[i]->nested_type, types[i]->n_nested_type, rest) ||
+            leaf_defines(types[i]->enum_type, types[i]->n_enum_type, rest))
             return true;
     }
     return false;
@@ -90,14 +101,14 @@ static bool file_defines(const Tandem__Internal__File *file, const char *symbol)
     if (rest == NULL || rest[0] == '\0')
         return false;
     if (message_defines(file->message_type, file->n_message_type, rest) ||
-        message_defines(file->enum_type, file->n_enum_type, rest))
+        leaf_defines(file->enum_type, file->n_enum_type, rest))
         return true;
     for (size_t i = 0; i < file->n_service; i++) {
         const char *method = after_name(rest, file->service[i]->name);
         if (method == NULL)
             continue;
         if (method[0] == '\0' ||
-            message_defines(file->service[i]->method, file->service[i]->n_method, method))
+            leaf_defines(file->service[i]->method, file->service[i]->n_method, method))
             return true;
     }
     return false;
