@@ -76,17 +76,22 @@ static void on_ready(td_h2 *h2)
     set_state(client, TD_RPC_READY, NULL);
 }
 
-/* The old connection lives on with its requests; new ones need a new connection. It comes from the
- * loop's next turn, since a server that greets everybody with GOAWAY would keep this one from
- * ending. */
+/* The old connection lives on with its requests; new ones need a new connection, which a healthy
+ * server (idle timeout, or a restart behind the same address) gives at once: no reason to call the
+ * link broken. One that greets everybody with GOAWAY gets no such credit. */
 static void on_goaway(td_h2 *h2)
 {
     td_rpc_client *client = h2->owner;
+    td_err why;
     if (client->current != h2)
         return;
-    td_err why;
-    td_fail(&why, TD_PEER_LOST, "the server is shutting down");
-    broken(client, &why);
+    if (h2->ready && td_now_ns() - h2->born_ns >= TD_NS_PER_S) {
+        client->current = NULL;
+        open_link(client);
+    } else {
+        td_fail(&why, TD_PEER_LOST, "the server is shutting down");
+        broken(client, &why);
+    }
 }
 
 static void on_dead(td_h2 *h2, const td_err *why)

@@ -16,17 +16,19 @@ typedef struct td_rpc_client td_rpc_client;
 typedef struct td_rpc_request td_rpc_request;
 
 typedef enum {
-    TD_RPC_CONNECTING, /* requests may be started: they wait for the connection */
-    TD_RPC_READY,      /* the peer's SETTINGS have come */
-    TD_RPC_BROKEN,     /* waiting before the next try; requests are refused with TD_PEER_LOST */
+    /* Requests may be started: they wait for the connection. Also for a moment after a healthy
+       server has said GOAWAY. */
+    TD_RPC_CONNECTING,
+    TD_RPC_READY,  /* the peer's SETTINGS have come */
+    TD_RPC_BROKEN, /* waiting before the next try; requests are refused with TD_PEER_LOST */
 } td_rpc_state;
 
 typedef struct { /* 0 takes the default in brackets */
     td_addr peer;
     td_security security; /* [TD_PLAINTEXT] */
     const char *name;     /* in log lines; ["rpc"] */
-    /* Each change of state; why is set for BROKEN. May be NULL. The first state is CONNECTING,
-     * without a callback. */
+    /* Each change of state; why is set for BROKEN, which comes before on_finish of the requests
+     * that it ends. May be NULL. The first state is CONNECTING, without a callback. */
     void (*on_state)(td_rpc_client *client, void *user, td_rpc_state state, const td_err *why);
     void *user;
     int64_t connect_ms;     /* [5 s] for resolving, connecting and the peer's SETTINGS, together */
@@ -46,7 +48,8 @@ typedef struct { /* 0 takes the default in brackets */
 td_status td_rpc_client_open(td_loop *loop, const td_rpc_client_conf *conf, td_rpc_client **out,
                              td_err *err);
 /* Every request ends with on_finish(CANCELLED), from the loop; gone when on_closed (may be NULL)
- * runs. NULL is fine (on_closed is not called). No on_state after this. */
+ * runs. NULL is fine (on_closed is not called). No on_state after this. A resolver that hangs
+ * delays on_closed. */
 void td_rpc_client_close(td_rpc_client *client, void (*on_closed)(void *user), void *user);
 td_rpc_state td_rpc_client_state(const td_rpc_client *client);
 /* BROKEN: try now instead of waiting. Otherwise nothing. */

@@ -127,6 +127,7 @@ bool td_deframer_mid_message(const td_deframer *in)
 
 void td_sendq_fini(td_sendq *q)
 {
+    td_sendq_clear(q);
     free(q->buf);
     memset(q, 0, sizeof(*q));
 }
@@ -163,7 +164,10 @@ static bool make_room(td_sendq *q, size_t n)
 
 td_status td_sendq_push(td_sendq *q, const void *msg, uint32_t len)
 {
-    if (!make_room(q, (size_t)TD_FRAME_HEAD_BYTES + len))
+    size_t n = (size_t)TD_FRAME_HEAD_BYTES + len;
+    if (q->budget != NULL && n > q->budget->max - q->budget->used)
+        return TD_FULL;
+    if (!make_room(q, n))
         return TD_NOMEM;
     uint8_t *p = q->buf + q->end;
     p[0] = 0;
@@ -173,7 +177,9 @@ td_status td_sendq_push(td_sendq *q, const void *msg, uint32_t len)
     p[4] = (uint8_t)len;
     if (len > 0)
         memcpy(p + TD_FRAME_HEAD_BYTES, msg, len);
-    q->end += (size_t)TD_FRAME_HEAD_BYTES + len;
+    q->end += n;
+    if (q->budget != NULL)
+        q->budget->used += n;
     return TD_OK;
 }
 
@@ -187,6 +193,8 @@ const uint8_t *td_sendq_peek(const td_sendq *q, size_t *len)
 void td_sendq_drop(td_sendq *q, size_t n)
 {
     td_assert(n <= q->end - q->off);
+    if (q->budget != NULL)
+        q->budget->used -= n;
     size_t end = q->off + n;
     while (q->off < end) {
         if (q->left_in_message == 0)
@@ -201,6 +209,8 @@ void td_sendq_drop(td_sendq *q, size_t n)
 
 void td_sendq_clear(td_sendq *q)
 {
+    if (q->budget != NULL)
+        q->budget->used -= q->end - q->off;
     q->off = q->end = 0;
     if (q->cap > KEEP_BYTES) {
         free(q->buf);

@@ -9,7 +9,7 @@
 
 enum { TD_FRAME_HEAD_BYTES = 5 };
 
-/* A bound that many deframers share: bytes of messages that are not complete. */
+/* A bound that many deframers, or many send queues, share. */
 typedef struct {
     size_t used, max;
 } td_budget;
@@ -38,6 +38,7 @@ bool td_deframer_mid_message(const td_deframer *in);
 
 /* Out: whole messages in, any number of bytes out. Zeroed is empty. */
 typedef struct {
+    td_budget *budget; /* of bytes waiting; NULL: none */
     uint8_t *buf;
     size_t off, end, cap;   /* buf[off .. end) waits */
     size_t left_in_message; /* of a message whose first bytes have been taken */
@@ -45,7 +46,8 @@ typedef struct {
 
 void td_sendq_fini(td_sendq *q);
 size_t td_sendq_bytes(const td_sendq *q);
-td_status td_sendq_push(td_sendq *q, const void *msg, uint32_t len); /* TD_NOMEM: unchanged */
+/* TD_FULL: over the budget. TD_NOMEM. Either way nothing has changed. */
+td_status td_sendq_push(td_sendq *q, const void *msg, uint32_t len);
 /* The next bytes, at most *len; they stay until drop(). */
 const uint8_t *td_sendq_peek(const td_sendq *q, size_t *len);
 void td_sendq_drop(td_sendq *q, size_t n);

@@ -293,6 +293,11 @@ static void on_conn_read(void *user, const uint8_t *data, size_t len)
                    nghttp2_strerror((int)n));
         return;
     }
+    if (h2->limits.max_queue > 0 &&
+        nghttp2_session_get_outbound_queue_size(h2->session) > h2->limits.max_queue) {
+        td_h2_kill(h2, TD_PROTOCOL, "asks for more answers than it reads");
+        return;
+    }
     if (nghttp2_session_want_write(h2->session) != 0)
         td_h2_schedule(h2);
     else if (over(h2) && !h2->writing)

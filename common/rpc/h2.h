@@ -58,6 +58,8 @@ typedef struct {
 typedef struct {
     bool server;
     uint32_t max_streams; /* of the peer */
+    uint32_t
+        max_queue; /* frames, other than DATA, that wait because the peer does not read; 0: off */
     size_t max_header_bytes;
     int64_t handshake_ms, header_ms, idle_ms, stall_ms, keepalive_ms,
         keepalive_reply_ms; /* 0: off */

@@ -8,8 +8,9 @@
 #include <string.h>
 
 enum {
-    DRAIN_NOTICE_MS = 100
-}; /* streams that were underway at the first GOAWAY arrive within it */
+    DRAIN_NOTICE_MS = 100, /* streams that were underway at the first GOAWAY arrive within it */
+    MORE_QUEUED = 2048,    /* frames of a connection that belong to no stream, or to refused ones */
+};
 
 static void settle(td_task *task, void *user)
 {
@@ -146,6 +147,7 @@ static void set_defaults(td_rpc_server_conf *c)
     default_size(&c->max_backlog_bytes, (size_t)1 << 20);
     default_size(&c->max_header_bytes, (size_t)16 << 10);
     default_size(&c->max_assembly_bytes, (size_t)256 << 20);
+    default_size(&c->max_queued_bytes, (size_t)512 << 20);
     default_ms(&c->handshake_ms, 10000);
     default_ms(&c->header_ms, 10000);
     default_ms(&c->request_ms, 60000);
@@ -227,6 +229,7 @@ td_status td_rpc_server_open(td_loop *loop, const td_rpc_server_conf *conf, td_r
     server->conf = *conf;
     set_defaults(&server->conf);
     server->assembly.max = server->conf.max_assembly_bytes;
+    server->queued.max = server->conf.max_queued_bytes;
     td_timer_init(&server->drain_timer, loop, on_drain_timer, server);
     td_task_init(&server->settle, loop, settle, server);
     td_status st = sort_methods(server, err);
@@ -251,6 +254,7 @@ void td_rpc_server_get_stats(const td_rpc_server *server, td_rpc_server_stats *o
 {
     *out = server->stats;
     out->assembly_bytes = server->assembly.used;
+    out->queued_bytes = server->queued.used;
 }
 
 void td_rpc_server_drain(td_rpc_server *server, void (*on_drained)(void *user), void *user)

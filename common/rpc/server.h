@@ -52,6 +52,7 @@ typedef struct {                  /* 0 takes the default in brackets */
     size_t max_backlog_bytes;  /* [1 MiB] queued for a client; one message alone may be larger */
     size_t max_header_bytes;   /* [16 KiB] of one request's headers */
     size_t max_assembly_bytes; /* [256 MiB] of half-received messages, over all connections */
+    size_t max_queued_bytes;   /* [512 MiB] of unsent messages, over all connections */
 
     int64_t handshake_ms; /* [10 s] from accept to the client's SETTINGS */
     int64_t header_ms;    /* [10 s] from a request's first header frame to its last */
@@ -68,6 +69,7 @@ typedef struct {
     uint64_t n_accepted, n_refused; /* connections, ever */
     uint64_t n_started, n_cut_off;  /* calls, ever; cut off: for not reading */
     size_t assembly_bytes;          /* now */
+    size_t queued_bytes;            /* now */
 } td_rpc_server_stats;
 
 /* Listens when it returns TD_OK. conf is copied (the methods are not). TD_CONFIG: bad table or
@@ -86,9 +88,10 @@ void td_rpc_server_close(td_rpc_server *server, void (*on_closed)(void *user), v
 
 /* ---- a call, as its handler sees it ---- */
 
-/* Queues one message (bytes are copied). TD_EXHAUSTED: the client does not read and is cut off;
- * on_cancelled follows. TD_CANCELLED: the call is over already, on_cancelled follows. TD_TOO_LARGE,
- * TD_NOMEM: nothing was queued, the call goes on. */
+/* Queues one message (bytes are copied); it leaves when the handler is back in the loop, so what a
+ * handler sends within one callback counts in full against max_backlog_bytes. TD_EXHAUSTED: the
+ * client does not read and is cut off; on_cancelled follows. TD_CANCELLED: the call is over
+ * already, on_cancelled follows. TD_TOO_LARGE, TD_NOMEM: nothing was queued, the call goes on. */
 td_status td_rpc_call_send(td_rpc_call *call, const void *msg, size_t len);
 /* What was queued still goes out. message (NULL is fine) is UTF-8, cut at 1 KiB. */
 void td_rpc_call_finish(td_rpc_call *call, td_grpc_status status, const char *message);

@@ -175,6 +175,7 @@ td_h2_stream *td_rpc_call_begin(td_h2 *h2)
         return NULL;
     call->server = server;
     call->peer = h2->conn->peer;
+    call->s.out.budget = &server->queued;
     td_timer_init(&call->timer, server->loop, on_timer, call);
     td_task_init(&call->cut_off, server->loop, run_cut_off, call);
     server->stats.n_calls++;
@@ -255,6 +256,17 @@ void td_rpc_call_on_headers(td_h2_stream *s)
     }
 }
 
+static void refuse_message(td_rpc_call *call, td_grpc_status code, const char *why)
+{
+    char text[128];
+    if (call->in.want > call->in.max_message_bytes)
+        snprintf(text, sizeof(text), "%s: %u bytes, at most %u", why, call->in.want,
+                 call->in.max_message_bytes);
+    else
+        snprintf(text, sizeof(text), "%s", why);
+    fail_call(call, code, text);
+}
+
 void td_rpc_call_on_data(td_h2_stream *s, const uint8_t *data, size_t len)
 {
     td_rpc_call *call = call_of(s);
@@ -271,7 +283,7 @@ void td_rpc_call_on_data(td_h2_stream *s, const uint8_t *data, size_t len)
         if (st == TD_EMPTY)
             return;
         if (st < 0) {
-            fail_call(call, code, why);
+            refuse_message(call, code, why);
             return;
         }
         if (one_request(call)) {
@@ -371,8 +383,13 @@ td_status td_rpc_call_send(td_rpc_call *call, const void *msg, size_t len)
         cut_off(call, queued);
         return TD_EXHAUSTED;
     }
-    if (td_sendq_push(&call->s.out, msg, (uint32_t)len) < 0)
-        return TD_NOMEM;
+    td_status st = td_sendq_push(&call->s.out, msg, (uint32_t)len);
+    if (st == TD_FULL) { /* all clients together read too little, and this one asks for more */
+        cut_off(call, queued);
+        return TD_EXHAUSTED;
+    }
+    if (st < 0)
+        return st;
     if (!call->s.started)
         start_response(call);
     else if (queued == 0)

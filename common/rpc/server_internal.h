@@ -12,7 +12,7 @@ struct td_rpc_server {
     td_listener *listener;         /* NULL once closed */
     bool listener_gone, draining, closing;
     td_h2 *conns;
-    td_budget assembly;
+    td_budget assembly, queued;
     td_rpc_server_stats stats;
     td_timer drain_timer;
     td_task settle; /* tells on_drained or on_closed, when it is time */

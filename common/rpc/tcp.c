@@ -332,10 +332,10 @@ td_status td_tcp_start(td_tcp *tcp, td_err *err)
 {
     struct sockaddr_storage sa;
     int len = sizeof(sa);
-    int rc = uv_tcp_getpeername(&tcp->handle, (struct sockaddr *)&sa, &len);
-    if (rc != 0)
-        return td_fail(err, TD_IO, "accepted connection: %s", uv_strerror(rc));
-    td_tcp_name((const struct sockaddr *)&sa, tcp->conn.peer, sizeof(tcp->conn.peer));
+    if (uv_tcp_getpeername(&tcp->handle, (struct sockaddr *)&sa, &len) == 0)
+        td_tcp_name((const struct sockaddr *)&sa, tcp->conn.peer, sizeof(tcp->conn.peer));
+    else /* gone already: reading will tell */
+        snprintf(tcp->conn.peer, sizeof(tcp->conn.peer), "unknown");
     if (go_open(tcp) != TD_OK)
         return td_fail(err, TD_IO, "accepted connection: %s", uv_strerror(tcp->last_error));
     return TD_OK;

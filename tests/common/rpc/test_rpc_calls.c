@@ -179,7 +179,7 @@ TEST(messages_over_the_limit_are_refused_on_either_side)
     fixture_open(&f, &sc, &cc);
     TD_EQ(TD_GRPC_OK, ask(&f, "/test.Echo/Unary", msg, 1000, &a));
     TD_EQ(TD_GRPC_RESOURCE_EXHAUSTED, ask(&f, "/test.Echo/Unary", msg, 1001, &a));
-    TD_STR("message over the size limit", a.message);
+    TD_STR("message over the size limit: 1001 bytes, at most 1000", a.message);
     td_rpc_request_args args = answer_args("/test.Echo/Unary", &a);
     TD_EQ(TD_TOO_LARGE, td_rpc_request_start(f.client, &args, msg, 2001, &a.req, NULL));
     fixture_close(&f);

@@ -295,6 +295,26 @@ TEST(drain_of_an_idle_server_ends_soon)
     fixture_close(&f);
 }
 
+TEST(an_idle_server_may_send_the_client_away_and_nobody_notices)
+{
+    fixture f;
+    states s = {0};
+    answer a;
+    td_rpc_server_conf sc = {.idle_ms = 1200};
+    td_rpc_client_conf cc = {.on_state = on_state, .user = &s};
+    fixture_open(&f, &sc, &cc);
+    for (int i = 0; i < 30; i++) {
+        TD_EQ(TD_GRPC_OK, ask(&f, "/test.Echo/Unary", "x", 1, &a));
+        fixture_run_for(&f, i == 10 || i == 20 ? 1500 : 5);
+    }
+    TD_EQ(0, s.n_broken);
+    td_rpc_server_stats stats;
+    td_rpc_server_get_stats(f.server, &stats);
+    TD_EQ(3, stats.n_accepted);
+    TD_EQ(1, stats.n_connections);
+    fixture_close(&f);
+}
+
 /* ---- the owner closes ---- */
 
 TEST(closing_the_server_cancels_its_calls)

@@ -522,6 +522,48 @@ TEST(more_connections_than_allowed_are_closed_at_once)
     raw_server_stop(&s);
 }
 
+TEST(answers_nobody_reads_are_bounded)
+{
+    raw_server s;
+    raw_client c;
+    td_rpc_server_conf conf = {.max_streams = 16, .keepalive_ms = 60000};
+    open_both(&s, &c, &conf);
+    int small = 2048;
+    setsockopt(c.fd, SOL_SOCKET, SO_RCVBUF, &small, sizeof(small));
+    raw_hello(&c);
+    raw_frame(&c, NGHTTP2_SETTINGS, NGHTTP2_FLAG_ACK, 0, NULL, 0);
+    bool alive = true;
+    raw_header get = {":method", "GET"}; /* each is answered with HEADERS */
+    for (uint32_t id = 1; id < 2000000 && alive; id += 2)
+        alive = raw_request(&c, id, NGHTTP2_FLAG_END_STREAM, NULL, &get, 1);
+    TD_TRUE(!alive);
+    still_serves(&s);
+    close_both(&s, &c);
+}
+
+TEST(clients_that_read_nothing_share_one_bound)
+{
+    raw_server s;
+    raw_client c;
+    td_rpc_server_conf conf = {.max_queued_bytes = 3 << 20};
+    open_both(&s, &c, &conf);
+    raw_hello(&c);
+    echo_stream_args args = {.n_messages = 1000, .n_bytes = 10000}; /* polite: stays below 1 MiB */
+    for (uint32_t id = 1; id < 20; id += 2) {
+        raw_request(&c, id, 0, "/test.Echo/Stream", NULL, 0);
+        raw_message(&c, id, NGHTTP2_FLAG_END_STREAM, 0, &args, sizeof(args));
+    }
+    do {
+        raw_server_stats(&s);
+        TD_TRUE(s.stats.queued_bytes <= 3 << 20);
+    } while (s.stats.n_cut_off < 7);
+    raw_close(&c);
+    raw_server_settles(&s);
+    raw_server_stats(&s);
+    TD_EQ(0, s.stats.queued_bytes);
+    raw_server_stop(&s);
+}
+
 /* ---- noise ---- */
 
 static uint64_t rng_state = 88172645463325252ULL;
