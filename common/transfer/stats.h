@@ -11,7 +11,6 @@ typedef enum {
     TD_XFER_LINK_CONNECTING, /* first endpoint made, peer has not answered yet */
     TD_XFER_LINK_READY,
     TD_XFER_LINK_RECONNECTING, /* the endpoint broke; a fresh one, peer has not answered yet */
-    TD_XFER_LINK_CLOSING,      /* endpoint is being closed by force */
     TD_XFER_LINK_CLOSED,       /* the slot is free, or its DOWN event stands in the ring */
     TD_XFER_LINK_N_STATES,
 } td_xfer_link_state;

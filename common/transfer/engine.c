@@ -1,0 +1,238 @@
+/* engine.c - the transfer thread: takes commands, lets UCX work, tends to links, jobs and readers,
+ * runs timers, and sleeps on UCX's event descriptor and the command descriptor when nothing moves.
+ */
+#include "common/base/clock.h"
+#include "common/transfer/internal.h"
+
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/prctl.h>
+#include <unistd.h>
+
+#define PROGRESS_MAX 32     /* calls of ucp_worker_progress() between two looks at the rest */
+#define SPIN_NS 20000       /* while something is under way, before sleeping */
+#define TICK_NS TD_NS_PER_S /* upper bound of any sleep */
+#define ARM_REFUSED_MAX 64  /* UCX has work it cannot do (a stopped reader): stop spinning on it */
+#define REFUSED_SLEEP_MS 1
+#define STOP_NS (2 * TD_NS_PER_S) /* at most, for forced closes to finish */
+
+void td_engine_wake(void *arg)
+{
+    td_engine *engine = arg;
+    if (atomic_exchange(&engine->asleep, 0) == 0)
+        return;
+    uint64_t one = 1;
+    ssize_t n = write(engine->wake_fd, &one, sizeof(one));
+    (void)n; /* a full counter wakes as well */
+}
+
+void td_engine_push(td_engine *engine, const td_event_msg *event, size_t n_bytes)
+{
+    /* The ring has room for the events of all live jobs and links. */
+    td_status st = td_ring_push(engine->events, event, n_bytes);
+    td_assert(st == TD_OK);
+}
+
+void td_engine_timer(td_engine *engine, int64_t at_ns)
+{
+    if (at_ns < engine->next_timer_ns)
+        engine->next_timer_ns = at_ns;
+}
+
+static void run_timers(td_engine *engine)
+{
+    if (engine->now_ns < engine->next_timer_ns)
+        return;
+    engine->next_timer_ns = engine->now_ns + TICK_NS;
+    td_link_timers(engine);
+    td_job_timers(engine);
+    td_serve_timers(engine);
+}
+
+static td_link *find_link(td_engine *engine, td_xfer_link handle)
+{
+    td_link *link = &engine->links[handle.slot];
+    return link->handle.generation == handle.generation && link->state != TD_XFER_LINK_CLOSED
+               ? link
+               : NULL;
+}
+
+static void cancel_job(td_engine *engine, const td_cmd_cancel *cmd)
+{
+    td_job *job = &engine->jobs[cmd->job.slot];
+    if (job->live && job->handle.generation == cmd->job.generation)
+        td_job_end(engine, job, TD_CANCELLED, "cancelled");
+}
+
+static void take_command(td_engine *engine, const void *msg)
+{
+    td_cmd_kind kind;
+    memcpy(&kind, msg, sizeof(kind));
+    switch (kind) {
+    case TD_CMD_OPEN: td_link_open(engine, msg); break;
+    case TD_CMD_GET: td_job_start(engine, msg); break;
+    case TD_CMD_CANCEL: cancel_job(engine, msg); break;
+    case TD_CMD_CLOSE: {
+        td_link *link = find_link(engine, ((const td_cmd_close *)msg)->link);
+        if (link != NULL)
+            td_link_close(engine, link);
+        break;
+    }
+    case TD_CMD_FAULT:
+        engine->fault = ((const td_cmd_fault *)msg)->fault;
+        engine->fault_seen = 0;
+        engine->fault_page = TD_NONE;
+        break;
+    case TD_CMD_STOP: engine->stopping = 1; break;
+    }
+}
+
+static unsigned take_commands(td_engine *engine)
+{
+    const void *msg;
+    size_t n_bytes;
+    unsigned n = 0;
+    while (td_ring_peek(engine->commands, &msg, &n_bytes) == TD_OK) {
+        take_command(engine, msg);
+        td_ring_pop(engine->commands);
+        n++;
+    }
+    return n;
+}
+
+static int is_under_way(const td_engine *engine)
+{
+    for (uint32_t i = 0; i < engine->config.max_links; i++)
+        if (engine->links[i].n_out > 0)
+            return 1;
+    return td_serve_is_busy(engine);
+}
+
+/* Sleeps until UCX or the front has something, or a timer is due. The order matters: asleep is told
+ * before the last look at the commands, so that a command pushed meanwhile wakes us. */
+static void sleep_until_work(td_engine *engine)
+{
+    atomic_store(&engine->asleep, 1);
+    int64_t sleep_ns = engine->next_timer_ns - td_now_ns();
+    int timeout_ms = sleep_ns <= 0 ? 0 : (int)((sleep_ns + TD_NS_PER_MS - 1) / TD_NS_PER_MS);
+    const void *msg;
+    size_t n_bytes;
+    if (td_ring_peek(engine->commands, &msg, &n_bytes) == TD_OK)
+        timeout_ms = 0;
+    if (timeout_ms > 0 && ucp_worker_arm(engine->ucx.worker) != UCS_OK) {
+        engine->n_arm_refused++;
+        timeout_ms = engine->n_arm_refused < ARM_REFUSED_MAX ? 0 : REFUSED_SLEEP_MS;
+    } else {
+        engine->n_arm_refused = 0;
+    }
+    if (timeout_ms > 0) {
+        struct pollfd fds[2] = {
+            {.fd = engine->wake_fd, .events = POLLIN},
+            {.fd = engine->ucx.event_fd, .events = POLLIN},
+        };
+        poll(fds, 2, timeout_ms);
+    }
+    atomic_store(&engine->asleep, 0);
+    uint64_t count;
+    ssize_t n = read(engine->wake_fd, &count, sizeof(count));
+    (void)n; /* EAGAIN when nobody woke us */
+}
+
+static unsigned progress(td_engine *engine)
+{
+    unsigned n = 0;
+    for (int i = 0; i < PROGRESS_MAX; i++) {
+        unsigned done = ucp_worker_progress(engine->ucx.worker);
+        if (done == 0)
+            break;
+        n += done;
+    }
+    return n;
+}
+
+static void run(td_engine *engine)
+{
+    while (!engine->stopping) {
+        engine->now_ns = td_now_ns();
+        unsigned n = take_commands(engine);
+        n += progress(engine);
+        n += td_link_tend(engine);
+        n += td_serve_tend(engine);
+        run_timers(engine);
+        if (n > 0) {
+            engine->busy_ns = engine->now_ns;
+            engine->n_arm_refused = 0;
+        } else if (engine->now_ns - engine->busy_ns > SPIN_NS || !is_under_way(engine)) {
+            sleep_until_work(engine);
+        }
+    }
+}
+
+/* Everything by force; what UCX has not finished after STOP_NS it finishes when the worker is
+ * destroyed. */
+static void wind_up(td_engine *engine)
+{
+    for (uint32_t i = 0; i < engine->config.max_links; i++)
+        if (engine->links[i].ep != NULL) {
+            td_ucx_close_ep(&engine->ucx, engine->links[i].ep);
+            engine->links[i].ep = NULL;
+        }
+    int64_t end_ns = td_now_ns() + STOP_NS;
+    while (td_now_ns() < end_ns) {
+        progress(engine);
+        if (td_serve_close_all(engine) && engine->ucx.n_closing == 0)
+            break;
+    }
+    td_ucx_close(&engine->ucx);
+}
+
+static td_status start(td_engine *engine, td_err *err)
+{
+    const td_xfer_config *config = &engine->config;
+    td_ucx_args args = {
+        .transport = config->transport,
+        .net_devices = config->net_devices,
+        .port_range = config->port_range,
+        .listen = (const struct sockaddr *)&engine->listen,
+        .listen_bytes = engine->listen_bytes,
+        .on_connect = td_serve_on_connect,
+        .arg = engine,
+        .n_sends = config->max_links * (2 * config->gets_per_link + 16) + config->max_readers * 128,
+    };
+    int serves = 0;
+    for (uint32_t i = 0; i < config->n_regions; i++)
+        serves |= engine->regions[i].served;
+    if (!serves)
+        args.listen = NULL;
+    td_status st = td_ucx_open(&engine->ucx, &args, err);
+    if (st == TD_OK && serves)
+        st = td_ucx_listen_port(&engine->ucx, &engine->port, err);
+    if (st == TD_OK)
+        st = td_link_init_all(engine, err);
+    if (st == TD_OK)
+        st = td_job_init_all(engine, err);
+    if (st == TD_OK)
+        st = td_serve_init_all(engine, err);
+    if (st != TD_OK)
+        td_ucx_close(&engine->ucx);
+    return st;
+}
+
+void *td_engine_main(void *arg)
+{
+    td_engine_start *boot = arg;
+    td_engine *engine = boot->engine;
+    prctl(PR_SET_NAME, "td-xfer");
+    if (engine->config.on_thread != NULL)
+        engine->config.on_thread(engine->config.thread_arg);
+    td_status st = start(engine, &boot->err);
+    boot->status = st;
+    sem_post(&boot->started); /* *boot is gone from here on */
+    if (st != TD_OK)
+        return NULL;
+    run(engine);
+    wind_up(engine);
+    return NULL;
+}

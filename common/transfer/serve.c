@@ -1,0 +1,340 @@
+/* serve.c - the source's side: readers that connected, the ranges they asked for, and the pieces
+ * that go to them. A reader that takes nothing holds at most a window of pieces and costs no CPU
+ * time. UCX's callbacks only take notes. */
+#include "common/base/clock.h"
+#include "common/base/log.h"
+#include "common/transfer/internal.h"
+
+#include <string.h>
+
+#define BURST 32U             /* pieces to one reader before the next one's turn */
+#define MIN_PIECE_BYTES 1024U /* what a reader may ask for */
+
+static td_reader *find_reader(td_engine *engine, td_wire_reader id)
+{
+    if (id.slot >= engine->config.max_readers)
+        return NULL;
+    td_reader *reader = &engine->readers[id.slot];
+    return reader->live && reader->welcomed && reader->ep != NULL &&
+                   reader->generation == id.generation
+               ? reader
+               : NULL;
+}
+
+static void count_readers(td_engine *engine, int delta)
+{
+    TD_SET(engine->served.n_readers, TD_GET(engine->served.n_readers) + (uint32_t)delta);
+}
+
+/* The slot stays taken until the last message under way came back. */
+static void close_reader(td_engine *engine, td_reader *reader)
+{
+    if (reader->ep == NULL)
+        return;
+    td_ucx_close_ep(&engine->ucx, reader->ep);
+    reader->ep = NULL;
+    reader->n_pulls = 0;
+    count_readers(engine, -1);
+}
+
+static void on_error(void *arg, ucp_ep_h ep, ucs_status_t status)
+{
+    td_reader *reader = arg;
+    if (reader->ep == ep) {
+        td_debug("xfer.reader_gone", "slot=%u why=\"%s\"",
+                 (unsigned)(reader - reader->engine->readers), ucs_status_string(status));
+        reader->broken = 1;
+    }
+}
+
+void td_serve_on_connect(ucp_conn_request_h request, void *arg)
+{
+    td_engine *engine = arg;
+    td_reader *reader = NULL;
+    for (uint32_t i = 0; reader == NULL && i < engine->config.max_readers; i++)
+        if (!engine->readers[i].live)
+            reader = &engine->readers[i];
+    if (reader == NULL || engine->stopping) {
+        ucp_listener_reject(engine->ucx.listener, request);
+        return;
+    }
+    uint32_t generation = reader->generation + 1;
+    memset(reader, 0, sizeof(*reader));
+    reader->engine = engine;
+    reader->generation = generation;
+    td_err err;
+    if (td_ucx_accept(&engine->ucx, request, on_error, reader, &reader->ep, &err) != TD_OK) {
+        reader->ep = NULL;
+        td_debug("xfer.accept_failed", "why=\"%s\"", err.text);
+        return;
+    }
+    reader->live = 1;
+    reader->hello_by_ns = engine->now_ns + engine->config.connect_ms * TD_NS_PER_MS;
+    td_engine_timer(engine, reader->hello_by_ns);
+    count_readers(engine, 1);
+}
+
+/* ---- messages from readers ---- */
+
+static td_status judge_hello(const td_engine *engine, const td_wire_hello *hello)
+{
+    if (hello->magic != TD_WIRE_MAGIC || hello->version != TD_WIRE_VERSION)
+        return TD_UNSUPPORTED;
+    if (hello->rank != engine->config.rank ||
+        memcmp(hello->incarnation, engine->incarnation, sizeof(hello->incarnation)) != 0)
+        return TD_MISMATCH;
+    return TD_OK;
+}
+
+static ucs_status_t on_hello(void *arg, const void *header, size_t n_header_bytes, void *data,
+                             size_t n_data_bytes, const ucp_am_recv_param_t *param)
+{
+    (void)data, (void)n_data_bytes;
+    td_engine *engine = arg;
+    td_wire_hello hello;
+    td_reader *reader = NULL;
+    if (n_header_bytes != sizeof(hello) ||
+        (param->recv_attr & UCP_AM_RECV_ATTR_FIELD_REPLY_EP) == 0)
+        return UCS_OK;
+    memcpy(&hello, header, sizeof(hello));
+    for (uint32_t i = 0; i < engine->config.max_readers; i++)
+        if (engine->readers[i].live && engine->readers[i].ep == param->reply_ep)
+            reader = &engine->readers[i];
+    if (reader == NULL || reader->welcomed)
+        return UCS_OK;
+    td_status st = judge_hello(engine, &hello);
+    td_wire_welcome answer = {
+        .link = hello.link,
+        .reader = {(uint32_t)(reader - engine->readers), reader->generation},
+        .status = st,
+    };
+    memcpy(answer.incarnation, engine->incarnation, sizeof(answer.incarnation));
+    td_ucx_message msg = {
+        .id = TD_WIRE_WELCOME,
+        .header = &answer,
+        .n_header_bytes = sizeof(answer),
+        .n_out = &reader->n_out,
+    };
+    if (td_ucx_send_message(&engine->ucx, reader->ep, &msg) != TD_OK)
+        reader->broken = 1;
+    reader->link = hello.link;
+    reader->welcomed = st == TD_OK;
+    if (st == TD_OK)
+        TD_ADD(engine->served.n_welcomed, 1);
+    else
+        TD_ADD(engine->served.n_refused, 1);
+    return UCS_OK;
+}
+
+static int is_served(const td_engine *engine, const td_wire_pull *pull)
+{
+    if (pull->region >= engine->config.n_regions)
+        return 0;
+    const td_xfer_region *region = &engine->regions[pull->region];
+    return region->served && pull->slot < region->n_slots && pull->n_bytes > 0 &&
+           pull->offset <= region->stride && pull->n_bytes <= region->stride - pull->offset &&
+           pull->piece_bytes >= MIN_PIECE_BYTES && pull->piece_bytes <= TD_WIRE_NET_PIECE_BYTES;
+}
+
+static void refuse(td_engine *engine, td_reader *reader, const td_wire_pull *pull)
+{
+    td_wire_refuse answer = {.link = reader->link, .get_id = pull->get_id, .status = TD_INVALID};
+    td_ucx_message msg = {
+        .id = TD_WIRE_REFUSE,
+        .header = &answer,
+        .n_header_bytes = sizeof(answer),
+        .n_out = &reader->n_out,
+    };
+    TD_ADD(engine->served.n_bad_pulls, 1);
+    if (td_ucx_send_message(&engine->ucx, reader->ep, &msg) != TD_OK)
+        reader->broken = 1;
+}
+
+static ucs_status_t on_pull(void *arg, const void *header, size_t n_header_bytes, void *data,
+                            size_t n_data_bytes, const ucp_am_recv_param_t *param)
+{
+    (void)data, (void)n_data_bytes, (void)param;
+    td_engine *engine = arg;
+    td_wire_pull msg;
+    if (n_header_bytes != sizeof(msg))
+        return UCS_OK;
+    memcpy(&msg, header, sizeof(msg));
+    td_reader *reader = find_reader(engine, msg.reader);
+    if (reader == NULL)
+        return UCS_OK;
+    TD_ADD(engine->served.n_pulls, 1);
+    if (!is_served(engine, &msg)) {
+        refuse(engine, reader, &msg);
+        return UCS_OK;
+    }
+    if (reader->n_pulls == TD_WIRE_MAX_PULLS) {
+        reader->broken = 1; /* no reader of ours asks for so much */
+        return UCS_OK;
+    }
+    uint32_t at = (reader->first_pull + reader->n_pulls++) % TD_WIRE_MAX_PULLS;
+    reader->pulls[at] = (td_pull){
+        .get_id = msg.get_id,
+        .region = msg.region,
+        .slot = msg.slot,
+        .piece_bytes = msg.piece_bytes,
+        .offset = msg.offset,
+        .n_bytes = msg.n_bytes,
+    };
+    return UCS_OK;
+}
+
+static ucs_status_t on_ack(void *arg, const void *header, size_t n_header_bytes, void *data,
+                           size_t n_data_bytes, const ucp_am_recv_param_t *param)
+{
+    (void)data, (void)n_data_bytes, (void)param;
+    td_wire_ack msg;
+    if (n_header_bytes != sizeof(msg))
+        return UCS_OK;
+    memcpy(&msg, header, sizeof(msg));
+    td_reader *reader = find_reader(arg, msg.reader);
+    if (reader == NULL)
+        return UCS_OK;
+    if (msg.n_bytes > reader->n_window_bytes)
+        reader->broken = 1;
+    else
+        reader->n_window_bytes -= msg.n_bytes;
+    return UCS_OK;
+}
+
+static ucs_status_t on_drop(void *arg, const void *header, size_t n_header_bytes, void *data,
+                            size_t n_data_bytes, const ucp_am_recv_param_t *param)
+{
+    (void)data, (void)n_data_bytes, (void)param;
+    td_wire_drop msg;
+    if (n_header_bytes != sizeof(msg))
+        return UCS_OK;
+    memcpy(&msg, header, sizeof(msg));
+    td_reader *reader = find_reader(arg, msg.reader);
+    if (reader == NULL)
+        return UCS_OK;
+    uint32_t kept = 0;
+    for (uint32_t i = 0; i < reader->n_pulls; i++) {
+        const td_pull *pull = &reader->pulls[(reader->first_pull + i) % TD_WIRE_MAX_PULLS];
+        if (pull->get_id != msg.get_id)
+            reader->pulls[(reader->first_pull + kept++) % TD_WIRE_MAX_PULLS] = *pull;
+    }
+    reader->n_pulls = kept;
+    return UCS_OK;
+}
+
+/* ---- sending ---- */
+
+static td_status send_piece(td_engine *engine, td_reader *reader, td_pull *pull)
+{
+    const td_xfer_region *region = &engine->regions[pull->region];
+    uint64_t n_left = pull->n_bytes - pull->n_sent;
+    uint64_t n_bytes = n_left < pull->piece_bytes ? n_left : pull->piece_bytes;
+    td_wire_data header = {.link = reader->link, .get_id = pull->get_id, .at = pull->n_sent};
+    td_ucx_message msg = {
+        .id = TD_WIRE_DATA,
+        .header = &header,
+        .n_header_bytes = sizeof(header),
+        .data = (const unsigned char *)region->base + pull->slot * region->stride + pull->offset +
+                pull->n_sent,
+        .n_data_bytes = (size_t)n_bytes,
+        .n_out = &reader->n_out,
+    };
+    td_status st = td_ucx_send_message(&engine->ucx, reader->ep, &msg);
+    if (st != TD_OK)
+        return st;
+    pull->n_sent += n_bytes;
+    reader->n_window_bytes += n_bytes;
+    TD_ADD(engine->served.n_bytes, n_bytes);
+    return TD_OK;
+}
+
+static unsigned serve(td_engine *engine, td_reader *reader)
+{
+    unsigned n = 0;
+    while (n < BURST && reader->n_pulls > 0 && reader->n_window_bytes < TD_WIRE_WINDOW_BYTES) {
+        td_pull *pull = &reader->pulls[reader->first_pull];
+        td_status st = send_piece(engine, reader, pull);
+        if (st == TD_FULL)
+            break;
+        if (st != TD_OK) {
+            reader->broken = 1;
+            break;
+        }
+        n++;
+        if (pull->n_sent == pull->n_bytes) {
+            reader->first_pull = (reader->first_pull + 1) % TD_WIRE_MAX_PULLS;
+            reader->n_pulls--;
+        }
+    }
+    return n;
+}
+
+unsigned td_serve_tend(td_engine *engine)
+{
+    unsigned n = 0;
+    for (uint32_t i = 0; i < engine->config.max_readers; i++) {
+        td_reader *reader = &engine->readers[i];
+        if (!reader->live)
+            continue;
+        if (reader->broken) {
+            reader->broken = 0;
+            close_reader(engine, reader);
+        }
+        if (reader->ep != NULL)
+            n += serve(engine, reader);
+        else if (reader->n_out == 0)
+            reader->live = 0;
+    }
+    return n;
+}
+
+void td_serve_timers(td_engine *engine)
+{
+    for (uint32_t i = 0; i < engine->config.max_readers; i++) {
+        td_reader *reader = &engine->readers[i];
+        if (!reader->live || reader->ep == NULL || reader->welcomed)
+            continue;
+        if (engine->now_ns >= reader->hello_by_ns)
+            close_reader(engine, reader);
+        else
+            td_engine_timer(engine, reader->hello_by_ns);
+    }
+}
+
+int td_serve_is_busy(const td_engine *engine)
+{
+    for (uint32_t i = 0; i < engine->config.max_readers; i++)
+        if (engine->readers[i].live && engine->readers[i].n_pulls > 0)
+            return 1;
+    return 0;
+}
+
+int td_serve_close_all(td_engine *engine)
+{
+    int left = 0;
+    for (uint32_t i = 0; i < engine->config.max_readers; i++) {
+        td_reader *reader = &engine->readers[i];
+        if (!reader->live)
+            continue;
+        close_reader(engine, reader);
+        left |= reader->n_out > 0;
+    }
+    return !left;
+}
+
+td_status td_serve_init_all(td_engine *engine, td_err *err)
+{
+    static const struct {
+        td_wire_id id;
+        ucp_am_recv_callback_t handler;
+    } handlers[] = {
+        {TD_WIRE_HELLO, on_hello},
+        {TD_WIRE_PULL, on_pull},
+        {TD_WIRE_ACK, on_ack},
+        {TD_WIRE_DROP, on_drop},
+    };
+    td_status st = TD_OK;
+    for (size_t i = 0; st == TD_OK && i < sizeof(handlers) / sizeof(handlers[0]); i++)
+        st = td_ucx_handle(&engine->ucx, handlers[i].id, handlers[i].handler, engine, err);
+    return st;
+}
