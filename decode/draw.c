@@ -317,9 +317,9 @@ void td_draw_stop(td_requests *t, td_request *r)
 {
     td_rpc_request_cancel(r->stream);
     r->stream = NULL;
-    if (r->prefill_done)
+    if (r->prefill_done && !r->released)
         td_peer_release(r->peer, r->owner);
-    r->prefill_done = false;
+    r->released = true;
     td_draw_discard(r);
     for (uint32_t i = 0; i < r->n_jobs; i++)
         td_xfer_cancel(td_requests_xfer(t), r->jobs[i]);

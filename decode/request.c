@@ -216,7 +216,7 @@ void td_request_drawn(td_requests *t, td_request *r)
     td_metric_add(t->m_bytes, (int64_t)r->n_bytes_drawn);
     td_kv_pool_mark(t->pool, r->owner, r->pages, r->n_pages, TD_PAGE_HELD);
     td_peer_release(r->peer, r->owner);
-    r->prefill_done = false; /* released */
+    r->released = true;
     set_state(t, r, TD_REQUEST_RUNNING);
     bool ends = ends_at_once(r, &ending);
     if (!(ends && ending == TD_ENDED_STOP))
@@ -400,7 +400,7 @@ uint32_t td_requests_held(td_requests *t, const td_peer *peer, uint64_t *numbers
     uint32_t n = 0;
     for (uint32_t i = 0; i < t->n_rows && n < max; i++)
         if (t->rows[i].state == TD_REQUEST_DRAWING && t->rows[i].peer == peer &&
-            t->rows[i].prefill_done)
+            t->rows[i].prefill_done && !t->rows[i].released)
             numbers[n++] = t->rows[i].owner;
     return n;
 }

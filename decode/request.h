@@ -43,6 +43,7 @@ typedef struct td_request {
     char prefill_incarnation[TD_INCARNATION_BYTES];
     td_rpc_request *stream; /* of Prefill; NULL when it is over */
     bool prefill_done;      /* the last event came; the prefill holds the pages until released */
+    bool released;
     int32_t first_token;
     uint32_t *next_layer; /* [n_prompt_pages], owned: layers below it were announced */
     td_xfer_job *jobs;    /* [n_jobs] live, owned */
