@@ -81,7 +81,7 @@ static void print_series(FILE *out, td_metric *m)
     fprintf(out, "%s%s%s%s ", m->name, open, m->labels, close);
     int64_t value = atomic_load_explicit(&m->value, memory_order_relaxed);
     if (atomic_load_explicit(&m->is_double, memory_order_relaxed))
-        fprintf(out, "%.17g\n", as_double(value));
+        fprintf(out, "%.15g\n", as_double(value));
     else
         fprintf(out, "%" PRId64 "\n", value);
 }
