@@ -1,7 +1,7 @@
 #include "router/check.h"
 
-#include "common/serve/wire.h"
 #include "model/tokenizer/utf8.h"
+#include "proto/wire.h"
 
 #include <math.h>
 #include <string.h>

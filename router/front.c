@@ -3,7 +3,7 @@
 #include "common/base/clock.h"
 #include "common/base/log.h"
 #include "common/serve/message.h"
-#include "common/serve/wire.h"
+#include "proto/wire.h"
 #include "router/check.h"
 #include "router/front_text.h"
 

@@ -1,8 +1,8 @@
 #include "router/front_text.h"
 
 #include "common/serve/message.h"
-#include "common/serve/wire.h"
 #include "proto/tandem/v1/inference.pb-c.h"
+#include "proto/wire.h"
 #include "router/check.h"
 
 #include <stdlib.h>

@@ -1,4 +1,4 @@
-#include "common/serve/wire.h"
+#include "proto/wire.h"
 
 #include <string.h>
 

@@ -1,7 +1,7 @@
 /* wire.h - the few places where protobuf-c's NUL-terminated strings would lose bytes: text may hold
  * U+0000. Reads and writes length-delimited fields of a serialised message directly. */
-#ifndef TD_SERVE_WIRE_H
-#define TD_SERVE_WIRE_H
+#ifndef TD_PROTO_WIRE_H
+#define TD_PROTO_WIRE_H
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
