@@ -103,6 +103,30 @@ static inline void fixture_run_for(fixture *f, int64_t ms)
     fixture_run_until(f, fixture_time_is_up, &until);
 }
 
+typedef struct {
+    const int *value;
+    int want;
+} fixture_value;
+
+static inline bool fixture_value_is(void *arg)
+{
+    fixture_value *v = arg;
+    return *v->value == v->want;
+}
+
+static inline void fixture_run_until_eq(fixture *f, const int *value, int want)
+{
+    fixture_value v = {value, want};
+    fixture_run_until(f, fixture_value_is, &v);
+}
+
+static inline bool fixture_has_no_calls(void *arg)
+{
+    td_rpc_server_stats stats;
+    td_rpc_server_get_stats(((fixture *)arg)->server, &stats);
+    return stats.n_calls == 0;
+}
+
 /* Closes what is open; every handle and every byte must be back. */
 static inline void fixture_close(fixture *f)
 {

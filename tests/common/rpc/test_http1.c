@@ -17,7 +17,7 @@
 
 TD_TEST_MAIN
 
-enum { BIG = 8 << 20 };
+enum { BIG = 32 << 20 }; /* more than any socket buffer takes */
 
 typedef struct {
     td_loop *loop;
@@ -221,7 +221,7 @@ TEST(keep_alive_and_pipelining_work)
 TEST(a_big_answer_arrives_whole_and_one_nobody_reads_is_dropped)
 {
     admin a;
-    admin_start(&a, (td_http_server_conf){.write_ms = 300});
+    admin_start(&a, (td_http_server_conf){.write_ms = 500});
     char *out = malloc(BIG + 1000);
     int fd = dial(&a);
     const char *get = "GET /big HTTP/1.1\r\nHost: x\r\n\r\nGET /healthz HTTP/1.0\r\n\r\n";
@@ -232,7 +232,7 @@ TEST(a_big_answer_arrives_whole_and_one_nobody_reads_is_dropped)
     close(fd);
     fd = dial(&a);
     send(fd, get, strlen(get), 0);
-    td_sleep_ms(700);
+    td_sleep_ms(1500);
     n = slurp(fd, out, BIG + 999);
     TD_TRUE(n < BIG);
     close(fd);
@@ -244,7 +244,7 @@ TEST(slow_and_idle_clients_are_dropped_in_time)
 {
     admin a;
     char out[2000];
-    admin_start(&a, (td_http_server_conf){.request_ms = 150, .idle_ms = 150});
+    admin_start(&a, (td_http_server_conf){.request_ms = 400, .idle_ms = 400});
     int64_t t0 = td_now_ns();
     int fd = dial(&a);
     TD_EQ(0, slurp(fd, out, 1999)); /* says nothing */
@@ -258,7 +258,7 @@ TEST(slow_and_idle_clients_are_dropped_in_time)
     send(fd, get, strlen(get), 0);
     TD_TRUE(slurp(fd, out, 1999) > 0); /* answered, then idle, then closed */
     close(fd);
-    TD_TRUE(td_now_ns() - t0 < 2000 * TD_NS_PER_MS);
+    TD_TRUE(td_now_ns() - t0 < 4 * TD_NS_PER_S);
     admin_stop(&a);
 }
 

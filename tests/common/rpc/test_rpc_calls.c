@@ -53,8 +53,7 @@ TEST(bidi_echoes_until_half_close)
     TD_EQ(TD_OK, td_rpc_stream_start(f.client, &args, &a.req, NULL));
     for (int i = 0; i < 1000; i++)
         TD_EQ(TD_OK, td_rpc_request_send(a.req, big, (size_t)i * 3));
-    fixture_run_for(&f, 100);
-    TD_EQ(1000, a.n_messages);
+    fixture_run_until_eq(&f, &a.n_messages, 1000);
     TD_EQ(0, a.n_finished);
     TD_EQ(TD_OK, td_rpc_request_send(a.req, "bye", 3));
     td_rpc_request_half_close(a.req);
@@ -108,10 +107,7 @@ TEST(server_may_end_a_bidi_call_early)
     TD_EQ(TD_GRPC_OK, a.status);
     TD_STR("enough", a.message);
     TD_EQ(1, a.n_messages);
-    td_rpc_server_stats stats;
-    fixture_run_for(&f, 20);
-    td_rpc_server_get_stats(f.server, &stats);
-    TD_EQ(0, stats.n_calls);
+    fixture_run_until(&f, fixture_has_no_calls, &f);
     fixture_close(&f);
 }
 
@@ -199,12 +195,10 @@ TEST(client_cancel_reaches_the_handler_and_nothing_comes_after)
     fixture_open(&f, NULL, NULL);
     td_rpc_request_args args = answer_args("/test.Echo/Hang", &a);
     TD_EQ(TD_OK, td_rpc_request_start(f.client, &args, "x", 1, &a.req, NULL));
-    fixture_run_for(&f, 20);
-    TD_EQ(1, f.echo.n_live);
+    fixture_run_until_eq(&f, &f.echo.n_live, 1);
     td_rpc_request_cancel(a.req);
     td_rpc_request_cancel(NULL);
-    fixture_run_for(&f, 20);
-    TD_EQ(0, f.echo.n_live);
+    fixture_run_until_eq(&f, &f.echo.n_live, 0);
     TD_EQ(TD_GRPC_CANCELLED, f.echo.last_cancel);
     TD_EQ(0, a.n_finished);
     /* before it was ever sent */
@@ -216,13 +210,12 @@ TEST(client_cancel_reaches_the_handler_and_nothing_comes_after)
     b.cancel_after = 10;
     echo_stream_args sa = {.n_messages = 1000000, .n_bytes = 100};
     TD_EQ(TD_OK, td_rpc_request_start(f.client, &args, &sa, sizeof(sa), &b.req, NULL));
-    fixture_run_for(&f, 100);
+    fixture_run_until_eq(&f, &b.n_messages, 10);
+    fixture_run_until(&f, fixture_has_no_calls, &f);
+    fixture_run_for(&f, 20);
     TD_EQ(10, b.n_messages);
     TD_EQ(0, b.n_finished);
     TD_EQ(0, f.echo.n_live);
-    td_rpc_server_stats stats;
-    td_rpc_server_get_stats(f.server, &stats);
-    TD_EQ(0, stats.n_calls);
     fixture_close(&f);
 }
 
@@ -240,15 +233,15 @@ TEST(deadline_is_sent_and_enforced_on_both_sides)
     TD_EQ(TD_OK, td_rpc_request_start(f.client, &args, "", 0, &a.req, NULL));
     fixture_run_until(&f, answer_done, &a);
     long ms = strtol(a.last, NULL, 10);
-    TD_TRUE(ms > 4900 && ms <= 5001);
+    TD_TRUE(ms > 3000 && ms <= 5001);
     args = answer_args("/test.Echo/Hang", &a);
     int64_t t0 = td_now_ns();
     args.deadline_ns = t0 + 50 * TD_NS_PER_MS;
     TD_EQ(TD_OK, td_rpc_request_start(f.client, &args, "x", 1, &a.req, NULL));
     fixture_run_until(&f, answer_done, &a);
     TD_EQ(TD_GRPC_DEADLINE_EXCEEDED, a.status);
-    TD_TRUE(a.finished_ns - t0 >= 50 * TD_NS_PER_MS && a.finished_ns - t0 < 500 * TD_NS_PER_MS);
-    fixture_run_for(&f, 50);
+    TD_TRUE(a.finished_ns - t0 >= 50 * TD_NS_PER_MS && a.finished_ns - t0 < 2 * TD_NS_PER_S);
+    fixture_run_until(&f, fixture_has_no_calls, &f);
     TD_EQ(0, f.echo.n_live);
     TD_EQ(1, f.echo.n_cancelled); /* by its own clock, or by the client's reset */
     args.deadline_ns = td_now_ns();
@@ -328,7 +321,7 @@ TEST(max_requests_bounds_the_client)
               td_rpc_request_start(f.client, &args, "x", 1, &a[i].req, NULL));
     }
     fixture_run_until(&f, answer_done, &a[1]);
-    fixture_run_for(&f, 5);
+    fixture_run_until(&f, answer_done, &a[0]);
     TD_EQ(TD_GRPC_OK, ask(&f, "/test.Echo/Unary", "x", 1, &a[2]));
     fixture_close(&f);
 }

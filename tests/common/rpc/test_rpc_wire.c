@@ -264,7 +264,7 @@ TEST(unfinished_headers_and_silent_peers_are_dropped_in_time)
     raw_server s;
     raw_client c;
     raw_answer a;
-    td_rpc_server_conf conf = {.handshake_ms = 150, .header_ms = 150, .request_ms = 150};
+    td_rpc_server_conf conf = {.handshake_ms = 400, .header_ms = 400, .request_ms = 400};
     raw_server_start(&s, &conf);
     raw_connect(&c, s.port); /* says nothing */
     c.mute = 1;
@@ -302,11 +302,11 @@ TEST(idle_connections_are_sent_away)
     raw_server s;
     raw_client c;
     raw_answer a;
-    td_rpc_server_conf conf = {.idle_ms = 100};
+    td_rpc_server_conf conf = {.idle_ms = 300};
     open_both(&s, &c, &conf);
     raw_hello(&c);
     raw_request(&c, 1, 0, NULL, NULL, 0);
-    td_sleep_ms(200); /* a call is open: not idle */
+    td_sleep_ms(600); /* a call is open: not idle */
     raw_message(&c, 1, NGHTTP2_FLAG_END_STREAM, 0, "x", 1);
     raw_read_answer(&c, 1, &a, 3000);
     TD_EQ(0, a.grpc);
@@ -329,7 +329,7 @@ TEST(server_enforces_the_deadline_by_itself)
     raw_message(&c, 1, NGHTTP2_FLAG_END_STREAM, 0, "x", 1);
     raw_read_answer(&c, 1, &a, 3000);
     TD_EQ(4, a.grpc);
-    TD_TRUE(td_now_ns() - t0 >= 100 * TD_NS_PER_MS && td_now_ns() - t0 < 1000 * TD_NS_PER_MS);
+    TD_TRUE(td_now_ns() - t0 >= 100 * TD_NS_PER_MS && td_now_ns() - t0 < 3 * TD_NS_PER_S);
     close_both(&s, &c);
     TD_EQ(TD_GRPC_DEADLINE_EXCEEDED, s.echo.last_cancel);
 }
