@@ -8,6 +8,7 @@
 #include <string.h>
 
 enum {
+    SECOND_LOOK_MS = 5,
     WRITE_AT = 64 * 1024,     /* a batch this large is written */
     TURN_BYTES = 1024 * 1024, /* then other connections get their turn */
 };
@@ -164,6 +165,22 @@ static void check_stall(td_h2 *h2, int64_t now)
     }
 }
 
+/* libuv runs timers before sockets: a process that was itself stopped, or starved, finds its
+ * deadlines passed and the peer's words unread. So whoever seems silent gets one more turn of the
+ * loop. */
+static bool give_second_look(td_h2 *h2, int64_t now)
+{
+    bool late = (!h2->ready && passed(now, h2->born_ns, h2->limits.handshake_ms)) ||
+                passed(now, h2->ping_ns, h2->limits.keepalive_reply_ms);
+    if (!late || h2->second_look) {
+        h2->second_look = false;
+        return false;
+    }
+    h2->second_look = true;
+    td_timer_at(&h2->watch, now + SECOND_LOOK_MS * TD_NS_PER_MS);
+    return true;
+}
+
 static void on_watch(td_timer *timer, void *user)
 {
     td_h2 *h2 = user;
@@ -172,6 +189,8 @@ static void on_watch(td_timer *timer, void *user)
     (void)timer;
     if (h2->ping_ns != 0 && h2->heard_ns > h2->ping_ns)
         h2->ping_ns = 0;
+    if (give_second_look(h2, now))
+        return;
     if (!h2->ready && passed(now, h2->born_ns, l->handshake_ms)) {
         td_h2_kill(h2, TD_PEER_LOST, "%s within %lld ms",
                    h2->open ? "no HTTP/2 settings" : "no connection", (long long)l->handshake_ms);

@@ -84,9 +84,10 @@ struct td_h2 {
     bool open;    /* the socket stands */
     bool writing; /* td_conn_write() said TD_PENDING */
     bool ready, dying, goaway_sent, goaway_seen;
-    bool broken; /* nghttp2 has ended the session for an error */
-    bool rearm;  /* a deadline has come nearer */
-    td_err why;  /* once dying; before that, nghttp2's last complaint (or "") */
+    bool second_look; /* a reply is late: what waits in the socket is read before judging */
+    bool broken;      /* nghttp2 has ended the session for an error */
+    bool rearm;       /* a deadline has come nearer */
+    td_err why;       /* once dying; before that, nghttp2's last complaint (or "") */
 
     int64_t born_ns, heard_ns, ping_ns, header_ns, idle_ns; /* since when; 0: not now */
     int64_t stall_ns;

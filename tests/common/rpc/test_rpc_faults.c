@@ -138,6 +138,33 @@ TEST(a_stopped_peer_is_noticed_within_the_keepalive)
     fixture_close(&f);
 }
 
+static void doze(td_timer *timer, void *user)
+{
+    (void)user;
+    td_sleep_ms(700); /* longer than PING and reply together may take */
+    td_timer_at(timer, td_now_ns());
+}
+
+TEST(a_loop_that_was_stopped_itself_does_not_blame_its_peers)
+{
+    child c = child_start(0);
+    fixture f;
+    states s;
+    answer a;
+    td_timer timer;
+    td_rpc_client_conf cc = {.keepalive_ms = 300, .keepalive_reply_ms = 300};
+    open_client(&f, c.port, cc, &s);
+    fixture_run_until(&f, is_ready, &s);
+    td_timer_init(&timer, f.loop, doze, NULL);
+    td_timer_at(&timer, td_now_ns());
+    fixture_run_for(&f, 6000);
+    td_timer_stop(&timer);
+    TD_EQ(0, s.n_broken);
+    TD_EQ(TD_GRPC_OK, ask(&f, "/test.Echo/Unary", "x", 1, &a));
+    child_end(&c);
+    fixture_close(&f);
+}
+
 TEST(a_killed_peer_ends_its_calls_at_once_and_a_restarted_one_serves_again)
 {
     child c = child_start(0);
