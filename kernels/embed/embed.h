@@ -12,6 +12,16 @@ typedef struct {
     td_dtype act;
 } td_embed_args;
 
+/* What any backend takes; otherwise TD_BAD_SHAPE. */
+static inline int td_embed_valid(const td_embed_args *a)
+{
+    if (a->T < 0 || a->D < 0 || a->V < 0 || (a->act != TD_F32 && a->act != TD_BF16))
+        return 0;
+    if (a->T == 0 || a->D == 0)
+        return 1;
+    return a->ids != NULL && a->y != NULL && (a->V == 0 || a->table != NULL);
+}
+
 td_status td_embed_ref(const td_embed_args *a, td_stream *stream); /* plain judge: tests only */
 td_status td_embed_cpu(const td_embed_args *a, td_stream *stream);
 #endif

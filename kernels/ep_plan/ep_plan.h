@@ -13,6 +13,14 @@ typedef struct {
     int T, K, E, P;
 } td_ep_plan_args;
 
+/* What any backend takes; otherwise TD_BAD_SHAPE. */
+static inline int td_ep_plan_valid(const td_ep_plan_args *a)
+{
+    if (a->T < 0 || a->K < 0 || a->E < 0 || a->P < 1 || a->counts == NULL)
+        return 0;
+    return a->T == 0 || (a->rows != NULL && a->slot != NULL && (a->K == 0 || a->ids != NULL));
+}
+
 td_status td_ep_plan_ref(const td_ep_plan_args *a, td_stream *stream); /* plain judge: tests only */
 td_status td_ep_plan_cpu(const td_ep_plan_args *a, td_stream *stream);
 #endif

@@ -11,6 +11,16 @@ typedef struct {
     int64_t row_bytes, x_stride_bytes, y_stride_bytes;
 } td_gather_rows_args;
 
+/* What any backend takes; otherwise TD_BAD_SHAPE. */
+static inline int td_gather_rows_valid(const td_gather_rows_args *a)
+{
+    if (a->T < 0 || a->row_bytes < 0 || a->x_stride_bytes < 0)
+        return 0;
+    if (a->T > 1 && a->y_stride_bytes < a->row_bytes)
+        return 0;
+    return a->T == 0 || a->row_bytes == 0 || (a->x != NULL && a->rows != NULL && a->y != NULL);
+}
+
 td_status td_gather_rows_ref(const td_gather_rows_args *a,
                              td_stream *stream); /* plain judge: tests only */
 td_status td_gather_rows_cpu(const td_gather_rows_args *a, td_stream *stream);

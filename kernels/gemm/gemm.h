@@ -19,6 +19,27 @@ typedef struct {
     int accumulate;   /* y += x * w^T (f32 y only): old y plus the finished product, one addition */
 } td_gemm_args;
 
+/* What any backend takes; otherwise TD_BAD_SHAPE. */
+static inline int td_gemm_valid(const td_gemm_args *a)
+{
+    if (a->M < 0 || a->N < 0 || a->K < 0)
+        return 0;
+    if (a->dtype != TD_F32 && a->dtype != TD_BF16 && a->dtype != TD_E4M3)
+        return 0;
+    if (a->y_dtype != TD_F32 && (a->y_dtype != TD_BF16 || a->accumulate))
+        return 0;
+    if (a->M > 1 && (a->x_stride < a->K || a->y_stride < a->N))
+        return 0;
+    if (a->M == 0 || a->N == 0)
+        return 1;
+    if (a->y == NULL)
+        return 0;
+    if (a->K == 0)
+        return 1;
+    return a->x != NULL && a->w != NULL &&
+           (a->dtype != TD_E4M3 || (a->xs != NULL && a->ws != NULL));
+}
+
 td_status td_gemm_ref(const td_gemm_args *a, td_stream *stream); /* plain judge: tests only */
 td_status td_gemm_cpu(const td_gemm_args *a, td_stream *stream);
 #endif

@@ -9,26 +9,6 @@ typedef struct {
     td_tiles tiles;
 } job;
 
-static int bad_shape(const td_gemm_args *a)
-{
-    if (a->M < 0 || a->N < 0 || a->K < 0)
-        return 1;
-    if (a->dtype != TD_F32 && a->dtype != TD_BF16 && a->dtype != TD_E4M3)
-        return 1;
-    if (a->y_dtype != TD_F32 && (a->y_dtype != TD_BF16 || a->accumulate))
-        return 1;
-    if (a->M > 1 && (a->x_stride < a->K || a->y_stride < a->N))
-        return 1;
-    if (a->M == 0 || a->N == 0)
-        return 0;
-    if (a->y == NULL)
-        return 1;
-    if (a->K == 0)
-        return 0;
-    return a->x == NULL || a->w == NULL ||
-           (a->dtype == TD_E4M3 && (a->xs == NULL || a->ws == NULL));
-}
-
 static void store(td_isa isa, const td_gemm_args *a, int64_t m, int64_t n0, int n,
                   const float *result)
 {
@@ -71,7 +51,7 @@ static void part(void *arg, int64_t begin, int64_t end, uint32_t thread)
 
 td_status td_gemm_cpu(const td_gemm_args *a, td_stream *stream)
 {
-    if (bad_shape(a))
+    if (!td_gemm_valid(a))
         return TD_BAD_SHAPE;
     if (a->M == 0 || a->N == 0)
         return TD_OK;

@@ -29,6 +29,8 @@ static float element(const td_gemm_args *a, int m, int n)
 td_status td_gemm_ref(const td_gemm_args *a, td_stream *stream)
 {
     (void)stream;
+    if (!td_gemm_valid(a))
+        return TD_BAD_SHAPE;
     for (int m = 0; m < a->M; m++)
         for (int n = 0; n < a->N; n++) {
             float v = element(a, m, n);

@@ -13,6 +13,20 @@ typedef struct {
     td_dtype act;
 } td_head_gemm_args;
 
+/* What any backend takes; otherwise TD_BAD_SHAPE. */
+static inline int td_head_gemm_valid(const td_head_gemm_args *a)
+{
+    if (a->T < 0 || a->H < 0 || a->N < 0 || a->K < 0)
+        return 0;
+    if (a->act != TD_F32 && a->act != TD_BF16)
+        return 0;
+    if (a->T == 0 || a->H == 0 || a->N == 0)
+        return 1;
+    if (a->y == NULL || (a->T > 1 && a->y_row < a->N) || (a->H > 1 && a->y_head < a->N))
+        return 0;
+    return a->K == 0 || (a->x != NULL && a->w != NULL && a->x_row >= 0 && a->x_head >= 0);
+}
+
 td_status td_head_gemm_ref(const td_head_gemm_args *a,
                            td_stream *stream); /* plain judge: tests only */
 td_status td_head_gemm_cpu(const td_head_gemm_args *a, td_stream *stream);

@@ -13,6 +13,14 @@ typedef struct {
     int ue8m0;
 } td_quant_args;
 
+/* What any backend takes; otherwise TD_BAD_SHAPE. */
+static inline int td_quant_valid(const td_quant_args *a)
+{
+    if (a->T < 0 || a->K < 0 || (a->T > 1 && a->x_stride < a->K))
+        return 0;
+    return a->T == 0 || a->K == 0 || (a->x != NULL && a->q != NULL && a->qs != NULL);
+}
+
 td_status td_quant_ref(const td_quant_args *a, td_stream *stream); /* plain judge: tests only */
 td_status td_quant_cpu(const td_quant_args *a, td_stream *stream);
 #endif
