@@ -62,6 +62,7 @@ int td_rank_has_draft(const td_checkpoint *ckpt, const td_model_config *config)
 
 uint32_t td_rank_threads(uint32_t n_threads, uint32_t n_ranks)
 {
+    td_assert(n_ranks > 0);
     if (n_threads == 0) {
         cpu_set_t set;
         n_threads = sched_getaffinity(0, sizeof(set), &set) == 0 ? (uint32_t)CPU_COUNT(&set) : 1;

@@ -142,6 +142,7 @@ static void admit_waiting(td_prompts *p)
             if (p->rows[i].state == TD_PROMPT_WAITING &&
                 (first == NULL || p->rows[i].order < first->order))
                 first = &p->rows[i];
+        td_assert(first != NULL);
         if (!admit(p, first))
             return;
     }

@@ -13,12 +13,13 @@
 
 struct td_tokenising {
     uv_work_t work;
-    td_text_job job; /* text is ours */
+    td_text_job job; /* its text is copied behind this struct */
     bool cancelled;
     td_status st;
     td_err err;
     int32_t *ids;
     size_t n_ids;
+    char text[]; /* [job.n_bytes] */
 };
 
 static void encode_on_pool(uv_work_t *work)
@@ -26,12 +27,6 @@ static void encode_on_pool(uv_work_t *work)
     td_tokenising *t = work->data;
     t->st = td_tokenizer_encode(t->job.model->tokenizer, t->job.text, t->job.n_bytes, t->job.flags,
                                 &t->ids, &t->n_ids, &t->err);
-}
-
-static void tokenising_free(td_tokenising *t)
-{
-    free((char *)t->job.text);
-    free(t);
 }
 
 static void after_encode(uv_work_t *work, int status)
@@ -43,7 +38,7 @@ static void after_encode(uv_work_t *work, int status)
         free(t->st == TD_OK ? t->ids : NULL);
     else
         t->job.done(t->job.user, t->st, t->ids, t->n_ids, &t->err);
-    tokenising_free(t);
+    free(t);
 }
 
 static td_status check_text(const td_text_job *job, td_err *err)
@@ -76,18 +71,14 @@ td_status td_text_tokenise(const td_text_job *job, td_tokenising **out, td_err *
             job->done(job->user, TD_OK, ids, n, NULL);
         return st;
     }
-    td_tokenising *t = calloc(1, sizeof(*t));
-    char *text = malloc(job->n_bytes);
-    if (t == NULL || text == NULL) {
-        free(t);
-        free(text);
+    td_tokenising *t = calloc(1, sizeof(*t) + job->n_bytes);
+    if (t == NULL)
         return td_fail(err, TD_NOMEM, "no memory for a text of %zu bytes", job->n_bytes);
-    }
     t->job = *job;
-    t->job.text = memcpy(text, job->text, job->n_bytes);
+    t->job.text = memcpy(t->text, job->text, job->n_bytes);
     t->work.data = t;
     if (uv_queue_work(td_loop_uv(job->loop), &t->work, encode_on_pool, after_encode) != 0) {
-        tokenising_free(t);
+        free(t);
         return td_fail(err, TD_INTERNAL, "the thread pool takes no work");
     }
     *out = t;
