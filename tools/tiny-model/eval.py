@@ -304,8 +304,8 @@ def main():
             print(f"{name}, context {T}: {perplexity(ref, cut(T), True)}", flush=True)
         if args.prompts:
             prompts = torch.cat(cut(256))[:: max(1, len(flat) // 256 // args.prompts)][:args.prompts, :64]
-            print(f"{name}: drafts while generating 192 greedy tokens after {len(prompts)} held-out prompts of 64 tokens"
-                  f"\n    {greedy_acceptance(ref, prompts, 192)}", flush=True)
+            print(f"{name}: drafts while generating 192 greedy tokens after {len(prompts)} held-out prompts of 64 "
+                  f"tokens\n    {greedy_acceptance(ref, prompts, 192)}", flush=True)
         if args.text:
             for prompt in PROMPTS:
                 ids = torch.tensor([[0] + tok.encode(prompt, add_special_tokens=False).ids], device=device)

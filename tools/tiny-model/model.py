@@ -228,21 +228,24 @@ class Model(nn.Module):
         self.eh_proj = nn.Parameter(torch.randn(D, 2 * D) * (2 * D) ** -0.5)
 
     def draft_input(self, tokens, hidden):
-        e = rms(F.embedding(tokens, self.embed.detach()).to(BF), self.enorm)
+        e = rms(F.embedding(tokens, self.embed).to(BF), self.enorm)
         return F.linear(torch.cat((e, rms(hidden, self.hnorm)), -1), self.eh_proj.to(BF))
 
 
 def main_loss(h, head, targets):
-    """Mean cross-entropy and the logits (bf16, for the draft layer to learn from)."""
+    """Mean cross-entropy and the logits (bf16)."""
     logits = F.linear(h, head.to(BF))
-    return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten()), logits.detach()
+    return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten()), logits
 
 
-def draft_loss(h, head, teacher):
-    """Row i of h predicts what `teacher` row i does: half its whole distribution, half its best token."""
+def draft_loss(h, head, teacher, pull):
+    """Row i of h predicts what `teacher` row i does: half its whole distribution, half its best token. A `pull` above
+    zero also draws the main model towards its draft layer a little, which makes its text easier to draft."""
     logits = F.linear(h, head.to(BF)).float()
-    t = teacher.float()
+    t = teacher.detach().float()
     best = t.argmax(-1)
     logq = logits.log_softmax(-1)
     loss = -0.5 * (t.softmax(-1) * logq).sum(-1).mean() - 0.5 * logq.gather(-1, best.unsqueeze(-1)).mean()
+    if pull:
+        loss = loss - pull * (logq.detach().exp() * teacher.float().log_softmax(-1)).sum(-1).mean()
     return loss, (logits.argmax(-1) == best).float().mean()

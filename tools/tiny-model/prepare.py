@@ -14,6 +14,7 @@ import pathlib
 import re
 import struct
 import subprocess
+import sys
 import tarfile
 import zlib
 
@@ -42,8 +43,8 @@ def fetch(work):
     for spec in SDISTS:
         name = spec.split("==")[0]
         if not (raw / name).is_dir():
-            subprocess.run(["pip", "download", "-q", "--no-deps", "--no-binary", ":all:", "-d", raw, spec],
-                           check=True)
+            subprocess.run([sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", ":all:",
+                            "-d", raw, spec], check=True)
             with tarfile.open(next(raw.glob(name + "-*.tar.gz"))) as tar:
                 tar.extractall(raw / name)
     return raw
