@@ -183,6 +183,8 @@ static void on_part_end(td_rpc_request *req, void *user, td_grpc_status status, 
 {
     fan_part *p = user;
     (void)req;
+    if (status == TD_GRPC_OK && p->answer == NULL && p->why[0] == '\0')
+        snprintf(p->why, sizeof(p->why), "%s: no answer", p->worker->address);
     if (status != TD_GRPC_OK)
         snprintf(p->why, sizeof(p->why), "%s: %s: %.200s", p->worker->address,
                  td_grpc_status_name(status), message);

@@ -24,8 +24,7 @@ td_status td_check_ids(const td_model_info *info, const uint32_t *ids, size_t n,
 td_status td_check_length(const td_model_info *info, const Tandem__V1__GenerateRequest *req,
                           size_t n_prompt, uint32_t default_max_tokens, uint32_t *max_tokens,
                           td_err *err);
-/* The client's x-request-id (NULL or empty: one is made). 1..128 printable ASCII characters without
- * spaces. */
+/* The client's x-request-id (NULL or empty: one is made), which must be td_request_id_valid(). */
 td_status td_check_request_id(const char *header, char out[static TD_REQUEST_ID_MAX + 1],
                               td_err *err);
 #endif

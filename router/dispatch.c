@@ -106,6 +106,15 @@ void td_dispatch_cancel(td_dispatch *d, td_record *r)
 
 /* ---- a running record ---- */
 
+/* At the head of the queue: it was placed before those that wait. */
+static void wait_again(td_dispatch *d, td_record *r)
+{
+    r->stream = NULL;
+    leave_workers(d, r);
+    queue_insert(d, r, true);
+    td_timer_at(&r->timer, r->deadline_ns);
+}
+
 static void start_again_or_end(td_dispatch *d, td_record *r, const char *message)
 {
     if (r->streamed || r->n_attempts >= MAX_ATTEMPTS) {
@@ -127,12 +136,10 @@ static void start_again_or_end(td_dispatch *d, td_record *r, const char *message
     td_warn("request.retry", "req=%s lost=%s decode=%s prefill=%s why=\"%.300s\"", r->id,
             td_role_name(role), decode->address, prefill->address, message);
     td_metric_add(d->m_retries, 1);
-    r->stream = NULL;
+    r->first_token_ns = 0;
     r->n_generated = 0;
     r->lost_side[0] = '\0';
-    leave_workers(d, r);
-    queue_insert(d, r, true);
-    td_timer_at(&r->timer, r->deadline_ns);
+    wait_again(d, r);
 }
 
 static void wait_for_room(td_dispatch *d, td_record *r)
@@ -140,10 +147,7 @@ static void wait_for_room(td_dispatch *d, td_record *r)
     for (int role = 0; role < TD_N_ROLES; role++)
         r->worker[role]->full = true; /* until its next heartbeat */
     r->n_attempts--;
-    r->stream = NULL;
-    leave_workers(d, r);
-    queue_insert(d, r, true);
-    td_timer_at(&r->timer, r->deadline_ns);
+    wait_again(d, r);
 }
 
 static void on_stream_end(td_rpc_request *req, void *user, td_grpc_status status,
@@ -162,7 +166,7 @@ static void on_stream_end(td_rpc_request *req, void *user, td_grpc_status status
         return;
     case TD_GRPC_UNAVAILABLE: start_again_or_end(d, r, message); return;
     case TD_GRPC_RESOURCE_EXHAUSTED:
-        if (!r->streamed) {
+        if (r->n_generated == 0) { /* its admission was refused */
             wait_for_room(d, r);
             return;
         }
@@ -311,8 +315,7 @@ static bool place(td_dispatch *d, td_record *r)
     queue_remove(d, r);
     r->state = TD_RECORD_RUNNING;
     r->n_attempts++;
-    if (r->placed_ns == 0)
-        r->placed_ns = td_now_ns();
+    r->placed_ns = td_now_ns();
     d->running[d->n_running++] = r;
     td_metric_set(d->m_streams, d->n_running);
     for (int role = 0; role < TD_N_ROLES; role++) {

@@ -22,6 +22,15 @@ void td_emitter_fini(td_emitter *e)
     e->ends = NULL;
 }
 
+void td_emitter_restart(td_emitter *e)
+{
+    if (e->tokenizer != NULL)
+        td_detok_init(&e->detok, e->tokenizer, TD_DECODE_SKIP_SPECIAL);
+    e->n_seen = e->n_ids = 0;
+    e->n_text = e->n_ready = 0;
+    e->stopped = false;
+}
+
 static td_status reserve_id(td_emitter *e)
 {
     if (e->n_ids < e->ids_capacity)
@@ -122,7 +131,8 @@ td_status td_emitter_push(td_emitter *e, uint32_t id)
     e->n_text += n_new;
     e->n_seen++;
     e->ids[e->n_ids] = id;
-    e->ends[e->n_ids++] = e->n_text;
+    /* The first bytes of a character: the text they belong to is still to come. */
+    e->ends[e->n_ids++] = e->n_text + (e->detok.n_held > 0);
     look_for_stops(e, n_new);
     return TD_OK;
 }

@@ -35,6 +35,8 @@ typedef struct {
 
 void td_emitter_init(td_emitter *e, const td_tokenizer *tokenizer, uint32_t min_tokens);
 void td_emitter_fini(td_emitter *e); /* zeroed is fine */
+/* The same tokens come once more from the first on; nothing has been shown. */
+void td_emitter_restart(td_emitter *e);
 /* One more token. TD_OK or TD_NOMEM. After a stop string the rest is ignored. */
 td_status td_emitter_push(td_emitter *e, uint32_t id);
 /* The stream has ended: what is held back may be shown. */

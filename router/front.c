@@ -42,6 +42,7 @@ typedef struct {
     char id[TD_REQUEST_ID_MAX + 1];
     int64_t arrived_ns, deadline_ns;
     uint32_t n_prompt;
+    bool timed; /* its time to the first token has been observed */
 } generation;
 
 static void generation_free(generation *g)
@@ -101,7 +102,7 @@ static td_status send_response(generation *g, const generate_response *res, cons
     return st;
 }
 
-/* Sends what may be shown. A refusal ends the call by on_cancelled. */
+/* Sends what may be shown. TD_EXHAUSTED and TD_CANCELLED are followed by on_cancelled. */
 static td_status send_ready(generation *g)
 {
     generate_response res = TANDEM__V1__GENERATE_RESPONSE__INIT;
@@ -116,6 +117,7 @@ static td_status send_ready(generation *g)
     res.n_token_ids = n_ids;
     td_status st = send_response(g, &res, text, n_text);
     td_emitter_shown(&g->emitter);
+    g->record->streamed = true;
     return st;
 }
 
@@ -164,25 +166,36 @@ static void finish_generation(generation *g, const char *reason)
     generation_free(g);
 }
 
+/* Tokens of the present attempt; of an earlier one the client has seen nothing. */
+static td_status take_tokens(generation *g, const uint32_t *ids, uint32_t n)
+{
+    td_status st = TD_OK;
+    if (!g->timed)
+        td_metric_observe(g->front->m_ttft,
+                          (double)(g->record->first_token_ns - g->arrived_ns) / 1e9);
+    g->timed = true;
+    if (g->record->n_generated == n && g->emitter.n_seen > 0)
+        td_emitter_restart(&g->emitter);
+    for (uint32_t i = 0; i < n && st == TD_OK && !g->emitter.stopped; i++)
+        st = td_emitter_push(&g->emitter, ids[i]);
+    return st;
+}
+
 static void on_tokens(td_record *record, const uint32_t *ids, uint32_t n)
 {
     generation *g = record->user;
-    if (g->emitter.n_seen == 0)
-        td_metric_observe(g->front->m_ttft, (double)(record->first_token_ns - g->arrived_ns) / 1e9);
-    td_status st = TD_OK;
-    for (uint32_t i = 0; i < n && st == TD_OK && !g->emitter.stopped; i++)
-        st = td_emitter_push(&g->emitter, ids[i]);
-    record->streamed = true;
-    if (st != TD_OK) {
-        td_dispatch *dispatch = g->front->conf.dispatch;
-        fail_generation(g, TD_GRPC_RESOURCE_EXHAUSTED, "no memory for text");
-        td_dispatch_cancel(dispatch, record);
-    } else if (g->emitter.stopped) {
-        td_dispatch *dispatch = g->front->conf.dispatch;
+    td_dispatch *dispatch = g->front->conf.dispatch;
+    td_status st = take_tokens(g, ids, n);
+    if (st == TD_OK && g->emitter.stopped) {
         finish_generation(g, "stop");
         td_dispatch_cancel(dispatch, record);
-    } else {
-        send_ready(g);
+        return;
+    }
+    if (st == TD_OK)
+        st = send_ready(g);
+    if (st == TD_NOMEM || st == TD_TOO_LARGE) { /* a piece would be missing */
+        fail_generation(g, TD_GRPC_RESOURCE_EXHAUSTED, "no memory for text");
+        td_dispatch_cancel(dispatch, record);
     }
 }
 

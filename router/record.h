@@ -45,7 +45,7 @@ struct td_record {
     uint32_t max_tokens;
     td_record_sampling sampling;
     int64_t arrived_ns, deadline_ns;
-    int64_t placed_ns, first_token_ns; /* 0: not yet */
+    int64_t placed_ns, first_token_ns; /* of the last attempt; 0: not yet */
     uint32_t n_attempts;
     bool streamed; /* the client has seen a token: it cannot be started again */
     const td_worker *avoid[TD_N_ROLES];     /* left out of the next attempt */
