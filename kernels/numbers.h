@@ -27,8 +27,11 @@ static inline td_bf16 td_f32_to_bf16(float f)
 
 static inline float td_e4m3_to_f32(uint8_t b)
 {
-    int e = (b >> 3) & 15, m = b & 7;
-    float v = e == 0 ? (float)m * 0x1p-9f : ldexpf((float)(8 + m), e - 10);
+    uint32_t e = (b >> 3) & 15, m = b & 7, u = (e + 120) << 23 | m << 20;
+    float v;
+    memcpy(&v, &u, 4);
+    if (e == 0)
+        v = (float)m * 0x1p-9f;
     if ((b & 0x7f) == 0x7f)
         v = NAN;
     return (b & 0x80) ? -v : v;

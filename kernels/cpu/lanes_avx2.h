@@ -91,16 +91,37 @@ LANES_Y v16_avx2 vround_bf16_avx2(v16_avx2 a)
 }
 
 /* By way of f16, whose exponent is wide enough: the bits of a code, moved up, are 2^-8 of it. */
-LANES_Y v16_avx2 vload_e4m3_avx2(const uint8_t *p)
+LANES_Y __m256i e4m3_f16_avx2(const uint8_t *p)
 {
     __m256i c = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)p));
-    __m256i h = _mm256_and_si256(_mm256_slli_epi16(c, 7), _mm256_set1_epi16((short)0xbf80));
-    __m256i mag = _mm256_and_si256(h, _mm256_set1_epi16(0x7fff));
+    return _mm256_and_si256(_mm256_slli_epi16(c, 7), _mm256_set1_epi16((short)0xbf80));
+}
+
+LANES_Y v16_avx2 vload_e4m3_256th_avx2(const uint8_t *p)
+{
+    __m256i h = e4m3_f16_avx2(p);
+    return Y16(_mm256_cvtph_ps(_mm256_castsi256_si128(h)),
+               _mm256_cvtph_ps(_mm256_extracti128_si256(h, 1)));
+}
+
+LANES_Y v16_avx2 vload_e4m3_avx2(const uint8_t *p)
+{
+    __m256i h = e4m3_f16_avx2(p);
+    __m256i mag = _mm256_and_si256(h, _mm256_set1_epi16(0x3f80));
     __m256i nan = _mm256_cmpeq_epi16(mag, _mm256_set1_epi16(0x3f80));
     h = _mm256_or_si256(h, _mm256_and_si256(nan, _mm256_set1_epi16(0x7c00)));
     __m256 up = _mm256_set1_ps(256.0f);
     return Y16(_mm256_mul_ps(_mm256_cvtph_ps(_mm256_castsi256_si128(h)), up),
                _mm256_mul_ps(_mm256_cvtph_ps(_mm256_extracti128_si256(h, 1)), up));
+}
+
+LANES_Y int nan_e4m3_avx2(const uint8_t *p)
+{
+    __m256i sign = _mm256_set1_epi8((char)0x80), all = _mm256_set1_epi8((char)0xff);
+    __m256i a = _mm256_or_si256(_mm256_loadu_si256((const __m256i *)p), sign);
+    __m256i b = _mm256_or_si256(_mm256_loadu_si256((const __m256i *)(p + 32)), sign);
+    a = _mm256_or_si256(_mm256_cmpeq_epi8(a, all), _mm256_cmpeq_epi8(b, all));
+    return _mm256_movemask_epi8(a) != 0;
 }
 
 LANES_Y __m256i e4m3_half_avx2(__m256 a)
@@ -206,14 +227,15 @@ LANES_Y float vsum_avx2(v16_avx2 a)
     return _mm_cvtss_f32(_mm_add_ss(c, _mm_movehdup_ps(c)));
 }
 
-LANES_Y void vsum4_avx2(const v16_avx2 *v, float *out)
+LANES_Y void vsum4_avx2(const v16_avx2 *v, float scale, float *out)
 {
     __m128 a = halves_avx2(v[0]), b = halves_avx2(v[1]);
     __m128 c = halves_avx2(v[2]), d = halves_avx2(v[3]);
     /* (a0 b0 a1 b1) + (a2 b2 a3 b3), the same of c and d, then the two halves of each */
     __m128 ab = _mm_add_ps(_mm_unpacklo_ps(a, b), _mm_unpackhi_ps(a, b));
     __m128 cd = _mm_add_ps(_mm_unpacklo_ps(c, d), _mm_unpackhi_ps(c, d));
-    _mm_storeu_ps(out, _mm_add_ps(_mm_movelh_ps(ab, cd), _mm_movehl_ps(cd, ab)));
+    __m128 s = _mm_add_ps(_mm_movelh_ps(ab, cd), _mm_movehl_ps(cd, ab));
+    _mm_storeu_ps(out, _mm_mul_ps(s, _mm_set1_ps(scale)));
 }
 
 LANES_Y float vhmax_avx2(v16_avx2 a)
@@ -352,5 +374,23 @@ LANES_Y uint32_t kgt_avx2(k16_avx2 a, k16_avx2 b)
 LANES_Y uint32_t keq_avx2(k16_avx2 a, k16_avx2 b)
 {
     return bits_avx2(_mm256_cmpeq_epi32(a.lo, b.lo), _mm256_cmpeq_epi32(a.hi, b.hi));
+}
+
+LANES_Y void btranspose_avx2(const uint8_t *src, int64_t stride, int n, uint8_t *dst)
+{
+    __m128i a[16], t[16];
+    for (int i = 0; i < 16; i++)
+        a[i] = i < n ? _mm_loadu_si128((const __m128i *)(src + i * stride)) : _mm_setzero_si128();
+    /* four rounds of interleaving row i with row i + 8 turn rows into columns */
+    for (int round = 0; round < 4; round++) {
+        for (int i = 0; i < 8; i++) {
+            t[2 * i] = _mm_unpacklo_epi8(a[i], a[i + 8]);
+            t[2 * i + 1] = _mm_unpackhi_epi8(a[i], a[i + 8]);
+        }
+        for (int i = 0; i < 16; i++)
+            a[i] = t[i];
+    }
+    for (int i = 0; i < 16; i++)
+        _mm_storeu_si128((__m128i *)(dst + 16 * i), a[i]);
 }
 #endif

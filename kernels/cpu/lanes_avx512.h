@@ -70,14 +70,30 @@ LANES_Z __m512 vround_bf16_avx512(__m512 a)
 }
 
 /* By way of f16, whose exponent is wide enough: the bits of a code, moved up, are 2^-8 of it. */
-LANES_Z __m512 vload_e4m3_avx512(const uint8_t *p)
+LANES_Z __m256i e4m3_f16_avx512(const uint8_t *p)
 {
     __m256i c = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)p));
-    __m256i h = _mm256_and_si256(_mm256_slli_epi16(c, 7), _mm256_set1_epi16((short)0xbf80));
-    __m256i mag = _mm256_and_si256(h, _mm256_set1_epi16(0x7fff));
+    return _mm256_and_si256(_mm256_slli_epi16(c, 7), _mm256_set1_epi16((short)0xbf80));
+}
+
+LANES_Z __m512 vload_e4m3_256th_avx512(const uint8_t *p)
+{
+    return _mm512_cvtph_ps(e4m3_f16_avx512(p));
+}
+
+LANES_Z __m512 vload_e4m3_avx512(const uint8_t *p)
+{
+    __m256i h = e4m3_f16_avx512(p);
+    __m256i mag = _mm256_and_si256(h, _mm256_set1_epi16(0x3f80));
     __m256i nan = _mm256_cmpeq_epi16(mag, _mm256_set1_epi16(0x3f80));
     h = _mm256_or_si256(h, _mm256_and_si256(nan, _mm256_set1_epi16(0x7c00)));
     return _mm512_mul_ps(_mm512_cvtph_ps(h), _mm512_set1_ps(256.0f));
+}
+
+LANES_Z int nan_e4m3_avx512(const uint8_t *p)
+{
+    __m512i c = _mm512_or_si512(_mm512_loadu_si512(p), _mm512_set1_epi8((char)0x80));
+    return _mm512_cmpeq_epi8_mask(c, _mm512_set1_epi8((char)0xff)) != 0;
 }
 
 LANES_Z void vstore_e4m3_avx512(uint8_t *p, __m512 a)
@@ -168,7 +184,7 @@ LANES_Z float vsum_avx512(__m512 a)
     return _mm_cvtss_f32(_mm_add_ss(c, _mm_movehdup_ps(c)));
 }
 
-LANES_Z void vsum4_avx512(const __m512 *a, float *out)
+LANES_Z void vsum4_avx512(const __m512 *a, float scale, float *out)
 {
     __m512 ab = _mm512_add_ps(_mm512_shuffle_f32x4(a[0], a[1], 0x44),
                               _mm512_shuffle_f32x4(a[0], a[1], 0xee));
@@ -179,7 +195,8 @@ LANES_Z void vsum4_avx512(const __m512 *a, float *out)
     s = _mm512_add_ps(s, _mm512_permute_ps(s, 0x0e)); /* lanes 0, 1 of each four: l + l+2 */
     s = _mm512_add_ps(s, _mm512_permute_ps(s, 0x01)); /* lane 0 */
     __m512i pick = _mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
-    _mm_storeu_ps(out, _mm512_castps512_ps128(_mm512_permutexvar_ps(pick, s)));
+    s = _mm512_permutexvar_ps(pick, s);
+    _mm_storeu_ps(out, _mm_mul_ps(_mm512_castps512_ps128(s), _mm_set1_ps(scale)));
 }
 
 LANES_Z float vhmax_avx512(__m512 a)
@@ -285,5 +302,23 @@ LANES_Z uint32_t kgt_avx512(__m512i a, __m512i b)
 LANES_Z uint32_t keq_avx512(__m512i a, __m512i b)
 {
     return _mm512_cmpeq_epi32_mask(a, b);
+}
+
+LANES_Z void btranspose_avx512(const uint8_t *src, int64_t stride, int n, uint8_t *dst)
+{
+    __m128i a[16], t[16];
+    for (int i = 0; i < 16; i++)
+        a[i] = i < n ? _mm_loadu_si128((const __m128i *)(src + i * stride)) : _mm_setzero_si128();
+    /* four rounds of interleaving row i with row i + 8 turn rows into columns */
+    for (int round = 0; round < 4; round++) {
+        for (int i = 0; i < 8; i++) {
+            t[2 * i] = _mm_unpacklo_epi8(a[i], a[i + 8]);
+            t[2 * i + 1] = _mm_unpackhi_epi8(a[i], a[i + 8]);
+        }
+        for (int i = 0; i < 16; i++)
+            a[i] = t[i];
+    }
+    for (int i = 0; i < 16; i++)
+        _mm_storeu_si128((__m128i *)(dst + 16 * i), a[i]);
 }
 #endif

@@ -15,35 +15,44 @@
 #define HEADS 2
 #endif
 
+/* 16 keys from k0 on of an f32 tile. */
+LANES_TARGET TD_BODY void L(index_keys_f32)(const float *keys, int dim, int k0, int n, float *kt)
+{
+    for (int d0 = 0; d0 < dim; d0 += LANES) {
+        int dims = dim - d0 < LANES ? dim - d0 : LANES;
+        V v[LANES];
+        for (int j = 0; j < LANES; j++)
+            v[j] = k0 + j < n ? L(load_act)(keys, (int64_t)(k0 + j) * dim + d0, dims, TD_F32)
+                              : L(vzero)();
+        L(vtranspose)(v);
+        for (int d = 0; d < dims; d++)
+            L(vstore)(kt + (int64_t)(d0 + d) * TILE + k0, v[d]);
+    }
+}
+
 /* kt[d][key]: dims of keys row..row+n-1 of the page, n <= TILE, zeros behind them up to a multiple
  * of 16; ks: their scales. */
 LANES_TARGET static void L(index_tile)(const td_index_logits_args *a, const unsigned char *page,
                                        int row, int n, float *kt, float *ks)
 {
-    const int dim = a->dim, fp8 = a->kv.dtype != 2;
-    const unsigned char *codes = page + (size_t)row * (size_t)dim;
-    const float *f32 = (const float *)(const void *)page + (size_t)row * (size_t)dim;
-    for (int k0 = 0; k0 < n; k0 += LANES)
-        for (int d0 = 0; d0 < dim; d0 += LANES) {
-            int dims = dim - d0 < LANES ? dim - d0 : LANES;
-            V v[LANES];
-            for (int j = 0; j < LANES; j++) {
-                int64_t at = (int64_t)(k0 + j) * dim + d0;
-                if (k0 + j >= n)
-                    v[j] = L(vzero)();
-                else if (fp8)
-                    v[j] = L(vload_e4m3)(codes + at);
-                else
-                    v[j] = L(load_act)(f32, at, dims, TD_F32);
-            }
-            L(vtranspose)(v);
-            for (int d = 0; d < dims; d++)
-                L(vstore)(kt + (int64_t)(d0 + d) * TILE + k0, v[d]);
-        }
+    const int dim = a->dim;
     for (int i = 0; i < TILE; i++)
         ks[i] = i < n ? 1.0f : 0.0f;
-    if (fp8)
-        memcpy(ks, page + (size_t)a->kv.page_rows * (size_t)dim + (size_t)row * 4, (size_t)n * 4);
+    if (a->kv.dtype == 2) {
+        const float *keys = (const float *)(const void *)page + (size_t)row * (size_t)dim;
+        for (int k0 = 0; k0 < n; k0 += LANES)
+            L(index_keys_f32)(keys, dim, k0, n, kt);
+        return;
+    }
+    const unsigned char *keys = page + (size_t)row * (size_t)dim;
+    for (int k0 = 0; k0 < n; k0 += LANES)
+        for (int d0 = 0; d0 < dim; d0 += LANES) {
+            uint8_t codes[LANES * LANES];
+            L(btranspose)(keys + (size_t)(k0 * dim + d0), dim, n - k0, codes);
+            for (int d = 0; d < LANES; d++)
+                L(vstore)(kt + (d0 + d) * TILE + k0, L(vload_e4m3)(codes + LANES * d));
+        }
+    memcpy(ks, page + (size_t)a->kv.page_rows * (size_t)dim + (size_t)row * 4, (size_t)n * 4);
 }
 
 /* y[j] += relu( q[h] . keys ) * w[h] for `heads` heads. */

@@ -93,40 +93,41 @@ static uint64_t total_of(const buffers *b, int V)
     return total;
 }
 
-/* The bin of `digit` in which the sum of weights, from the largest key down, reaches `need`; only
- * keys whose digits above it are `prefix` count. *need loses what the higher bins hold. */
-static uint32_t find_bin(const buffers *b, int V, int shift, uint32_t prefix, uint64_t *need)
+/* The digit (of 11 bits at `shift`) at which the sum of weights, from the largest key down, reaches
+ * *need; ids: the n tokens that count, NULL for all. *need loses what the higher digits hold. */
+static uint32_t find_digit(const buffers *b, const int32_t *ids, int n, int shift, uint64_t *need)
 {
-    const uint32_t above = shift == 21 ? 0 : ~0u << (shift == 10 ? 21 : 10);
     memset(b->sums, 0, TD_SELECT_BINS * sizeof(*b->sums));
-    for (int i = 0; i < V; i++) {
-        uint32_t rank = (uint32_t)b->keys[i] ^ 0x80000000u;
-        if (((rank ^ prefix) & above) == 0)
-            b->sums[rank >> shift & (TD_SELECT_BINS - 1)] += integer(b->w[i]);
+    for (int i = 0; i < n; i++) {
+        int id = ids == NULL ? i : ids[i];
+        b->sums[td_select_digit(b->keys[id], shift)] += integer(b->w[id]);
     }
-    uint32_t bin = TD_SELECT_BINS - 1;
-    while (b->sums[bin] < *need) {
-        *need -= b->sums[bin];
-        bin--;
-    }
-    return bin;
+    uint32_t digit = TD_SELECT_BINS - 1;
+    while (b->sums[digit] < *need)
+        *need -= b->sums[digit--];
+    return digit;
 }
 
-/* need: 1..the sum of all weights. Of equal keys the lowest ids have a weight, the same one; top-k
- * may have taken it from the others. */
+/* The fewest of the largest keys whose weights sum to `need`, 1..the sum of all. Of equal keys the
+ * lowest ids have a weight, the same one; top-k may have taken it from the others. */
 static cut nucleus(const buffers *b, int V, uint64_t need)
 {
-    uint32_t prefix = 0;
-    prefix |= find_bin(b, V, 21, prefix, &need) << 21;
-    prefix |= find_bin(b, V, 10, prefix, &need) << 10;
-    prefix |= find_bin(b, V, 0, prefix, &need);
-    cut c = {(int32_t)(prefix ^ 0x80000000u), 0};
-    int i = 0;
-    while (b->keys[i] != c.threshold)
-        i++;
-    uint64_t w = integer(b->w[i]);
-    c.n_equal = (int64_t)((need + w - 1) / w);
-    return c;
+    const int32_t *ids = NULL;
+    int n = V;
+    for (int d = 0; d < TD_SELECT_DIGITS; d++) {
+        const int shift = td_select_shifts[d];
+        uint32_t digit = find_digit(b, ids, n, shift, &need);
+        int kept = 0;
+        for (int i = 0; i < n; i++) { /* in place from the second digit on: kept <= i */
+            int id = ids == NULL ? i : ids[i];
+            b->candidates[kept] = id;
+            kept += td_select_digit(b->keys[id], shift) == digit;
+        }
+        ids = b->candidates;
+        n = kept;
+    }
+    uint64_t w = integer(b->w[ids[0]]);
+    return (cut){b->keys[ids[0]], (int64_t)((need + w - 1) / w)};
 }
 
 /* Top-k, then top-p; returns the sum of the weights that stay. */

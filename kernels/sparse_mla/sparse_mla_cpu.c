@@ -11,6 +11,9 @@
 #include "common/device/cpu.h"
 
 #define CHUNK 256 /* keys */
+/* Parts of a chunk that stay in the first cache while all heads pass by. */
+#define MLA_SCORE_KEYS 8
+#define MLA_VALUE_KEYS 32
 
 /* Some keys of a row against its heads. */
 typedef struct {
@@ -20,6 +23,7 @@ typedef struct {
     float *u;          /* [H, ldu] */
     int64_t ld, ldp, ldu;
     int H, C, n, first;
+    int dims; /* C + R, up to a multiple of 16 */
     float scale;
 } mla_tile;
 
@@ -35,6 +39,11 @@ typedef struct {
 #define LANES_BODY "kernels/sparse_mla/sparse_mla_lanes.h"
 #include "kernels/cpu/each_isa.h"
 
+static int64_t round_up(int64_t n)
+{
+    return (n + LANES - 1) / LANES * LANES;
+}
+
 typedef struct {
     const td_sparse_mla_args *a;
     td_stream *stream;
@@ -42,7 +51,7 @@ typedef struct {
     size_t row_bytes;
     int group; /* heads of a piece */
     int n_groups;
-    int64_t ld, ldp, ldu;
+    int64_t ld, ldp, ldu; /* ld: an odd number of cache lines, so that keys fill all of its sets */
 } job;
 
 /* Per thread. */
@@ -105,6 +114,8 @@ static void decode(const job *j, const buffers *b, int first, int n, int total)
         else
             j->steps->widen(row, a->kv.dtype == 1 ? TD_BF16 : TD_F32, dims, (int)j->ld, out);
     }
+    for (; n % 4 != 0; n++) /* score tiles take up to four keys at once */
+        memset(b->keys + n * j->ld, 0, (size_t)j->ld * sizeof(float));
 }
 
 /* Heads h0..h0+H-1 of row t. */
@@ -131,6 +142,7 @@ static void attend(const job *j, const buffers *b, int64_t t, int h0, int H)
                   .ldu = j->ldu,
                   .H = H,
                   .C = a->C,
+                  .dims = (int)round_up(dims),
                   .scale = a->scale};
     for (m.first = 0; m.first < total; m.first += CHUNK) {
         m.n = total - m.first < CHUNK ? total - m.first : CHUNK;
@@ -162,11 +174,6 @@ static void do_part(void *arg, int64_t begin, int64_t end, uint32_t thread)
     }
 }
 
-static int64_t round_up(int64_t n)
-{
-    return (n + LANES - 1) / LANES * LANES;
-}
-
 td_status td_sparse_mla_cpu(const td_sparse_mla_args *a, td_stream *stream)
 {
     if (!td_sparse_mla_valid(a))
@@ -177,7 +184,7 @@ td_status td_sparse_mla_cpu(const td_sparse_mla_args *a, td_stream *stream)
     job j = {.a = a,
              .stream = stream,
              .steps = LANES_PICK(td_cpu_isa(stream), &mla_steps),
-             .ld = round_up(a->C + a->R),
+             .ld = (round_up(a->C + a->R) / LANES | 1) * LANES,
              .ldp = round_up(a->k),
              .ldu = round_up(a->C)};
     j.row_bytes = a->kv.dtype == 0   ? C + C / TD_QUANT_GROUP * 4 + 2 * R

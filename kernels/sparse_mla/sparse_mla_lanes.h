@@ -4,7 +4,7 @@
  * over the keys; an output is one chain over the keys. */
 #define V L(v16)
 
-/* Score tiles of HEADS x KEYS sums, output tiles of HEADS x COLS. */
+/* Score tiles of HEADS x KEYS sums, value tiles of HEADS x COLS. */
 #if LANES_REGS >= 32
 #define HEADS 4
 #define KEYS 4
@@ -12,9 +12,9 @@
 #elif LANES_REGS >= 8
 #define HEADS 2
 #define KEYS 2
-#define COLS 2
+#define COLS 3
 #else
-#define HEADS 1
+#define HEADS 2
 #define KEYS 1
 #define COLS 1
 #endif
@@ -31,78 +31,83 @@ LANES_TARGET static void L(mla_widen)(const void *x, td_dtype dtype, int n, int 
         out[i] = 0.0f;
 }
 
+/* 128 codes times their scale. The short way loads 2^-8 of the codes and puts the 2^8 into the
+ * scale: the same product, if the scale has room for it and no code is NaN. */
+LANES_TARGET TD_BODY void L(mla_group)(const uint8_t *codes, float scale, float *out)
+{
+    const int general = L(nan_e4m3)(codes) || L(nan_e4m3)(codes + 64) || !(scale < 0x1p119f);
+    V s = L(vset)(general ? scale : scale * 256.0f);
+    if (general) {
+        for (int i = 0; i < TD_QUANT_GROUP; i += LANES)
+            L(vstore)(out + i, L(vmul)(L(vload_e4m3)(codes + i), s));
+        return;
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < TD_QUANT_GROUP; i += LANES)
+        L(vstore)(out + i, L(vmul)(L(vload_e4m3_256th)(codes + i), s));
+}
+
 /* A cached fp8 row to C + R numbers, zeros behind them up to ld. */
 LANES_TARGET static void L(mla_fp8)(const unsigned char *row, int C, int R, int ld, float *out)
 {
     for (int g = 0; g < C / TD_QUANT_GROUP; g++) {
         float scale;
         memcpy(&scale, row + C + 4 * g, 4);
-        V s = L(vset)(scale);
-        for (int i = g * TD_QUANT_GROUP; i < (g + 1) * TD_QUANT_GROUP; i += LANES)
-            L(vstore)(out + i, L(vmul)(L(vload_e4m3)(row + i), s));
+        L(mla_group)(row + g * TD_QUANT_GROUP, scale, out + g * TD_QUANT_GROUP);
     }
     L(mla_widen)(row + C + C / TD_QUANT_GROUP * 4, TD_BF16, R, ld - C, out + C);
 }
 
-LANES_TARGET TD_BODY void L(mla_score_tile)(const mla_tile *m, int h, int i, int heads, int keys)
+LANES_TARGET TD_BODY void L(mla_score_tile)(const mla_tile *m, int h, int i, int heads)
 {
     const float *q = m->q + (int64_t)h * m->ld, *k = m->keys + (int64_t)i * m->ld;
+    float *p = m->p + h * m->ldp + m->first + i;
     const int64_t ld = m->ld;
     V sum[HEADS * KEYS];
 #pragma GCC unroll 16
-    for (int j = 0; j < heads * keys; j++)
+    for (int j = 0; j < heads * KEYS; j++)
         sum[j] = L(vzero)();
-    for (int64_t d = 0; d < ld; d += LANES) {
+    for (int64_t d = 0; d < m->dims; d += LANES) {
         V kd[KEYS];
 #pragma GCC unroll 4
-        for (int b = 0; b < keys; b++)
+        for (int b = 0; b < KEYS; b++)
             kd[b] = L(vload)(k + b * ld + d);
 #pragma GCC unroll 4
         for (int a = 0; a < heads; a++) {
             V qd = L(vload)(q + a * ld + d);
 #pragma GCC unroll 4
-            for (int b = 0; b < keys; b++)
-                sum[a * keys + b] = L(vfma)(qd, kd[b], sum[a * keys + b]);
+            for (int b = 0; b < KEYS; b++)
+                sum[a * KEYS + b] = L(vfma)(qd, kd[b], sum[a * KEYS + b]);
         }
     }
-    float total[HEADS * KEYS];
-    if (heads * keys % 4 == 0) {
+    if (KEYS == 4) {
 #pragma GCC unroll 4
-        for (int j = 0; j < heads * keys; j += 4)
-            L(vsum4)(sum + j, total + j);
-    } else {
-#pragma GCC unroll 4
-        for (int j = 0; j < heads * keys; j++)
-            total[j] = L(vsum)(sum[j]);
+        for (int a = 0; a < heads; a++)
+            L(vsum4)(sum + a * KEYS, m->scale, p + a * m->ldp);
+        return;
     }
 #pragma GCC unroll 4
     for (int a = 0; a < heads; a++)
 #pragma GCC unroll 4
-        for (int b = 0; b < keys; b++)
-            m->p[(h + a) * m->ldp + m->first + i + b] = total[a * keys + b] * m->scale;
+        for (int b = 0; b < KEYS; b++)
+            p[a * m->ldp + b] = L(vsum)(sum[a * KEYS + b]) * m->scale;
 }
 
-/* Scores of m->n keys for all heads. A few keys at a time stay in the first cache for all heads. */
+/* Scores of m->n keys, and of up to 3 behind them, for all heads. A few keys at a time stay in the
+ * first cache for all heads. */
 LANES_TARGET static void L(mla_scores)(const mla_tile *m)
 {
-    for (int i0 = 0; i0 < m->n; i0 += 8) {
-        int end = i0 + 8 < m->n ? i0 + 8 : m->n;
-        for (int h = 0; h < m->H;) {
-            int heads = m->H - h >= HEADS ? HEADS : 1, i = i0;
-            if (heads == HEADS) {
-                for (; i + KEYS <= end; i += KEYS)
-                    L(mla_score_tile)(m, h, i, HEADS, KEYS);
-                for (; i < end; i++)
-                    L(mla_score_tile)(m, h, i, HEADS, 1);
-            } else {
-                for (; i + KEYS <= end; i += KEYS)
-                    L(mla_score_tile)(m, h, i, 1, KEYS);
-                for (; i < end; i++)
-                    L(mla_score_tile)(m, h, i, 1, 1);
-            }
-            h += heads;
-        }
-    }
+    for (int i0 = 0; i0 < m->n; i0 += MLA_SCORE_KEYS)
+        for (int h = 0; h < m->H; h += HEADS)
+            for (int i = i0; i < m->n && i < i0 + MLA_SCORE_KEYS; i += KEYS)
+                switch (m->H - h < HEADS ? m->H - h : HEADS) {
+                case 1: L(mla_score_tile)(m, h, i, 1); break;
+#if HEADS == 4
+                case 2: L(mla_score_tile)(m, h, i, 2); break;
+                case 3: L(mla_score_tile)(m, h, i, 3); break;
+#endif
+                default: L(mla_score_tile)(m, h, i, HEADS); break;
+                }
 }
 
 /* p[0..n-1] from scores to r(exp(s - max)); returns the sum before r. p has room up to the next
@@ -123,27 +128,29 @@ LANES_TARGET static float L(mla_softmax)(float *p, int n, int round)
     return L(vsum)(sum);
 }
 
-LANES_TARGET TD_BODY void L(mla_value_tile)(const mla_tile *m, int h, int c, int heads, int cols)
+/* Keys i..end-1. */
+LANES_TARGET TD_BODY void L(mla_value_tile)(const mla_tile *m, int i, int end, int h, int c,
+                                            int heads, int cols)
 {
     float *u = m->u + (int64_t)h * m->ldu + c;
-    const float *p = m->p + (int64_t)h * m->ldp + m->first, *k = m->keys + c;
+    const float *p = m->p + (int64_t)h * m->ldp + m->first, *k = m->keys + i * m->ld + c;
     V sum[HEADS][COLS];
 #pragma GCC unroll 4
     for (int a = 0; a < heads; a++)
 #pragma GCC unroll 4
         for (int b = 0; b < cols; b++)
             sum[a][b] = L(vload)(u + a * m->ldu + b * LANES);
-    for (int i = 0; i < m->n; i++, k += m->ld) {
-        V v[COLS];
+    for (; i < end; i++, k += m->ld) {
+        V x[HEADS];
 #pragma GCC unroll 4
-        for (int b = 0; b < cols; b++)
-            v[b] = L(vload)(k + b * LANES);
+        for (int a = 0; a < heads; a++)
+            x[a] = L(vset)(p[a * m->ldp + i]);
 #pragma GCC unroll 4
-        for (int a = 0; a < heads; a++) {
-            V x = L(vset)(p[a * m->ldp + i]);
+        for (int b = 0; b < cols; b++) {
+            V v = L(vload)(k + b * LANES);
 #pragma GCC unroll 4
-            for (int b = 0; b < cols; b++)
-                sum[a][b] = L(vfma)(x, v[b], sum[a][b]);
+            for (int a = 0; a < heads; a++)
+                sum[a][b] = L(vfma)(x[a], v, sum[a][b]);
         }
     }
 #pragma GCC unroll 4
@@ -153,24 +160,32 @@ LANES_TARGET TD_BODY void L(mla_value_tile)(const mla_tile *m, int h, int c, int
             L(vstore)(u + a * m->ldu + b * LANES, sum[a][b]);
 }
 
-/* u += p * keys for all heads; columns up to the next multiple of 16 behind C. */
+LANES_TARGET TD_BODY void L(mla_value_heads)(const mla_tile *m, int i, int end, int h, int c,
+                                             int cols)
+{
+    switch (m->H - h < HEADS ? m->H - h : HEADS) {
+    case 1: L(mla_value_tile)(m, i, end, h, c, 1, cols); break;
+#if HEADS == 4
+    case 2: L(mla_value_tile)(m, i, end, h, c, 2, cols); break;
+    case 3: L(mla_value_tile)(m, i, end, h, c, 3, cols); break;
+#endif
+    default: L(mla_value_tile)(m, i, end, h, c, HEADS, cols); break;
+    }
+}
+
+/* u += p * keys for all heads; columns up to the next multiple of 16 behind C. Some columns of some
+ * keys stay in the first cache for all heads. */
 LANES_TARGET static void L(mla_values)(const mla_tile *m)
 {
-    for (int c = 0; c < m->C;) {
-        int cols = m->C - c > (COLS - 1) * LANES ? COLS : 1;
-        for (int h = 0; h < m->H;) {
-            int heads = m->H - h >= HEADS ? HEADS : 1;
-            if (heads == HEADS && cols == COLS)
-                L(mla_value_tile)(m, h, c, HEADS, COLS);
-            else if (heads == HEADS)
-                L(mla_value_tile)(m, h, c, HEADS, 1);
-            else if (cols == COLS)
-                L(mla_value_tile)(m, h, c, 1, COLS);
-            else
-                L(mla_value_tile)(m, h, c, 1, 1);
-            h += heads;
-        }
-        c += cols * LANES;
+    for (int i = 0; i < m->n; i += MLA_VALUE_KEYS) {
+        int end = m->n - i < MLA_VALUE_KEYS ? m->n : i + MLA_VALUE_KEYS;
+        int c = 0;
+        for (; c + (COLS - 1) * LANES < m->C; c += COLS * LANES)
+            for (int h = 0; h < m->H; h += HEADS)
+                L(mla_value_heads)(m, i, end, h, c, COLS);
+        for (; c < m->C; c += LANES)
+            for (int h = 0; h < m->H; h += HEADS)
+                L(mla_value_heads)(m, i, end, h, c, 1);
     }
 }
 

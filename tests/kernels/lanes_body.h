@@ -16,7 +16,7 @@ LANES_TARGET static void L(run_lanes)(const float *x, lanes_out *o)
     o->sum = L(vsum)(a);
     o->hmax = L(vhmax)(L(vmax)(a, L(vset)(-INFINITY)));
     V four[4] = {a, b, L(vadd)(a, b), L(vmul)(a, b)};
-    L(vsum4)(four, o->sum4);
+    L(vsum4)(four, 0.75f, o->sum4);
     L(vstore)(o->shuffles, L(vdup_even)(a));
     L(vstore)(o->shuffles + 16, L(vdup_odd)(a));
     L(vstore)(o->shuffles + 32, L(vswap1)(a));
@@ -46,6 +46,12 @@ LANES_TARGET static void L(run_codes)(const uint8_t *codes, const td_bf16 *bf16,
 {
     for (int i = 0; i < 256; i += 16)
         L(vstore)(out + i, L(vload_e4m3)(codes + i));
+    for (int i = 0; i < 256; i += 64) {
+        int nan = L(nan_e4m3)(codes + i);
+        TD_EQ(i == 64 || i == 192, nan);
+        for (int j = i; j < i + 64 && !nan; j += 16)
+            L(vstore)(out + j, L(vmul)(L(vload_e4m3_256th)(codes + j), L(vset)(256.0f)));
+    }
     for (int i = 0; i < 65536; i += 16)
         L(vstore)(out + 256 + i, L(vload_bf16)(bf16 + i));
 }
@@ -58,5 +64,10 @@ LANES_TARGET static float L(run_quant)(const float *x, int n, uint8_t *q, int ue
 LANES_TARGET static void L(run_exp)(const float *x, float *y)
 {
     L(vstore)(y, L(vexp)(L(vload)(x)));
+}
+
+LANES_TARGET static void L(run_bytes)(const uint8_t *src, int n, uint8_t *dst)
+{
+    L(btranspose)(src, 24, n, dst);
 }
 #undef V

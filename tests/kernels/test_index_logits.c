@@ -136,7 +136,7 @@ static void check(kt_ways *w, logits_case *c)
         kt_out_check(&c->y);
         for (int t = 0; t < c->a.T && w->threads == 1; t++)
             check_row(c, want, t);
-        kt_first_same(&first, w, &c->y);
+        kt_first_same(&first, w, &c->y, TD_F32);
     }
     kt_first_free(&first);
     free(want);

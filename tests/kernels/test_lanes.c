@@ -123,6 +123,22 @@ TEST(every_code_decodes_as_the_scalar_formula)
     td_device_close(device);
 }
 
+TEST(bytes_are_transposed)
+{
+    td_device *device = kt_open(1);
+    uint8_t src[16 * 24], dst[256];
+    for (int i = 0; i < 16 * 24; i++)
+        src[i] = (uint8_t)(i * 7 + i / 24 + 1);
+    for (int isa = 0; kt_next_isa(td_device_stream(device), isa); isa++)
+        for (int n = 0; n <= 16; n++) {
+            LANES_PICK((td_isa)isa, run_bytes)(src, n, dst);
+            for (int i = 0; i < 16; i++)
+                for (int j = 0; j < 16; j++)
+                    TD_EQ(j < n ? src[j * 24 + i] : 0, dst[16 * i + j]);
+        }
+    td_device_close(device);
+}
+
 TEST(e4m3_rounds_to_the_nearest_even_code)
 {
     for (int i = 0; i < 0x7e; i++) {

@@ -102,12 +102,12 @@ static void check(kt_ways *w, norm_case *c)
         for (int i = 0; i < 4; i++)
             kt_out_check(outs[i]);
         check_close(c, want);
-        TD_MEM(want_res, c->res_out.p, res_bytes);
-        kt_first_same(&first_y, w, &c->y);
+        kt_same_numbers(want_res, c->res_out.p, res_bytes / td_dtype_bytes(c->a.act), c->a.act);
+        kt_first_same(&first_y, w, &c->y, c->a.act);
         if (c->a.q != NULL) {
             check_quantised(c);
-            kt_first_same(&first_q, w, &c->q);
-            kt_first_same(&first_qs, w, &c->qs);
+            kt_first_same(&first_q, w, &c->q, TD_E4M3);
+            kt_first_same(&first_qs, w, &c->qs, TD_F32);
         }
     }
     kt_first_free(&first_y);

@@ -89,12 +89,11 @@ static void drop(mla_case *c)
     kt_out_free(&c->u);
 }
 
-/* Scores: a chain of (C+R)/16 fused roundings and a tree of 4, in a sum whose magnitude is about
- * |q||k|, twice that without fused multiply-add: with unit normal q and keys an absolute error far
- * below 1e-4 * scale in s and as much relatively in p. Where p then rounds to another bf16 (half a
- * unit is 2^-9) that one term moves by 2^-8 of itself, so an output moves by up to 2^-8 of
- * sum p |c| / sum p, in fact far less: terms are many and few flip. u is rounded to bf16 (2^-9).
- * Keys here are below 8 in magnitude, mostly below 4. */
+/* A score is (C+R)/16 fused roundings and a tree of 4 (twice that without fused multiply-add) in a
+ * sum whose magnitudes add up to about 0.64 (C+R): with unit normal q and keys below 1e-3 * scale
+ * absolutely, and as much relatively in p. In bf16 a p on the edge then rounds the other way, by
+ * 2^-8 of itself: an output moves by less than 2^-8 of the largest |c| (5.3 here). Neighbouring
+ * bf16 results are up to 2^-7 apart. */
 static void check_close(const mla_case *c, const void *want)
 {
     const td_sparse_mla_args *a = &c->a;
@@ -105,7 +104,7 @@ static void check_close(const mla_case *c, const void *want)
             TD_TRUE(isnan(x) && isnan(y));
             continue;
         }
-        TD_TRUE(fabs(x - y) <= bound + 0x1p-8 * fabs(x) * (a->act == TD_BF16));
+        TD_TRUE(fabs(x - y) <= bound + 0x1p-7 * fabs(x) * (a->act == TD_BF16));
     }
 }
 
@@ -121,7 +120,7 @@ static void check(kt_ways *w, mla_case *c)
         TD_EQ(TD_OK, td_sparse_mla_cpu(&c->a, w->stream));
         kt_out_check(&c->u);
         check_close(c, want);
-        kt_first_same(&first, w, &c->u);
+        kt_first_same(&first, w, &c->u, c->a.act);
     }
     kt_first_free(&first);
     free(want);
@@ -201,9 +200,12 @@ TEST(padding_rows_and_empty_selections_give_zeros)
     while (kt_ways_next(&w)) {
         kt_out_poison(&c.u);
         TD_EQ(TD_OK, td_sparse_mla_cpu(&c.a, w.stream));
+        int bits = 0;
         for (size_t i = 0; i < 2 * 4 * 128 * 2; i++)
             TD_EQ(0, c.u.p[i]);
-        TD_NE(0, c.u.p[2 * 4 * 128 * 2] | c.u.p[2 * 4 * 128 * 2 + 1]);
+        for (size_t i = 0; i < 4 * 128 * 2; i++)
+            bits |= c.u.p[2 * 4 * 128 * 2 + i];
+        TD_NE(0, bits);
     }
     drop(&c);
     kt_ways_close(&w);

@@ -52,17 +52,30 @@ typedef struct {
     unsigned char *bytes[2];
 } kt_first;
 
-static inline void kt_first_same(kt_first *f, const kt_ways *w, const kt_out *out)
+/* The same bits, any NaN being like any other (which operand's a sum hands on is not fixed). */
+static inline void kt_same_numbers(const void *want, const void *got, size_t n, td_dtype dtype)
 {
-    size_t n = out->rows * out->row_bytes;
-    if (f->bytes[w->family] == NULL) {
-        f->bytes[w->family] = kt_alloc(n);
-        for (size_t r = 0; r < out->rows; r++)
-            memcpy(f->bytes[w->family] + r * out->row_bytes, out->p + r * out->stride,
-                   out->row_bytes);
+    const size_t es = td_dtype_bytes(dtype);
+    if (memcmp(want, got, n * es) == 0)
+        return;
+    for (size_t i = 0; i < n; i++)
+        if (!isnan(kt_get(want, i, dtype)) || !isnan(kt_get(got, i, dtype)))
+            TD_MEM((const char *)want + i * es, (const char *)got + i * es, es);
+}
+
+static inline void kt_first_same(kt_first *f, const kt_ways *w, const kt_out *out, td_dtype dtype)
+{
+    unsigned char **first = &f->bytes[w->family];
+    const size_t n = out->row_bytes / td_dtype_bytes(dtype);
+    int is_first = *first == NULL;
+    if (is_first)
+        *first = kt_alloc(out->rows * out->row_bytes);
+    for (size_t r = 0; r < out->rows; r++) {
+        unsigned char *want = *first + r * out->row_bytes, *got = out->p + r * out->stride;
+        if (is_first)
+            memcpy(want, got, out->row_bytes);
+        kt_same_numbers(want, got, n, dtype);
     }
-    for (size_t r = 0; r < out->rows; r++)
-        TD_MEM(f->bytes[w->family] + r * out->row_bytes, out->p + r * out->stride, out->row_bytes);
 }
 
 static inline void kt_first_free(kt_first *f)
