@@ -12,6 +12,7 @@
  * an array. */
 typedef float lanes_f4 __attribute__((vector_size(16)));
 typedef int32_t lanes_i4 __attribute__((vector_size(16)));
+typedef uint32_t lanes_u4 __attribute__((vector_size(16)));
 
 typedef struct {
     lanes_f4 q[4];
@@ -205,7 +206,8 @@ LANES_C v16_portable vscale2_portable(v16_portable a, v16_portable n)
     EACH_FOUR
     {
         lanes_f4 e = lanes_choose(magnitude.q[j] < most, n.q[j], (lanes_f4){0});
-        a.q[j] = (lanes_f4)((lanes_i4)a.q[j] + __builtin_convertvector(e * 8388608.0f, lanes_i4));
+        lanes_i4 up = __builtin_convertvector(e * 8388608.0f, lanes_i4);
+        a.q[j] = (lanes_f4)((lanes_u4)a.q[j] + (lanes_u4)up);
     }
     return a;
 }

@@ -31,9 +31,9 @@ typedef struct {
     void (*widen)(const void *x, td_dtype dtype, int n, int to, float *out);
     void (*fp8)(const unsigned char *row, int C, int R, int ld, float *out);
     void (*scores)(const mla_tile *m);
-    float (*softmax)(float *p, int n, int round);
+    void (*softmax)(float *p, int n, int round);
     void (*values)(const mla_tile *m);
-    void (*finish)(const float *u, float sum, int C, td_dtype act, void *out);
+    void (*finish)(const float *u, int C, td_dtype act, void *out);
 } mla_steps;
 
 #define LANES_BODY "kernels/sparse_mla/sparse_mla_lanes.h"
@@ -58,7 +58,6 @@ typedef struct {
 typedef struct {
     const unsigned char **rows; /* [k] the selected rows */
     float *q, *keys, *p, *u;
-    float *sum; /* [group] of p */
 } buffers;
 
 static size_t buffer_bytes(const job *j)
@@ -75,8 +74,7 @@ static buffers buffers_of(const job *j, uint32_t thread)
     b.q = b.keys + CHUNK * j->ld;
     b.u = b.q + j->group * j->ld;
     b.p = b.u + j->group * j->ldu;
-    b.sum = b.p + j->group * j->ldp;
-    b.rows = (const unsigned char **)(void *)(b.sum + 2 * j->group);
+    b.rows = (const unsigned char **)(void *)(b.p + j->group * j->ldp);
     return b;
 }
 
@@ -150,7 +148,7 @@ static void attend(const job *j, const buffers *b, int64_t t, int h0, int H)
         j->steps->scores(&m);
     }
     for (int h = 0; h < H; h++)
-        b->sum[h] = j->steps->softmax(b->p + h * j->ldp, total, a->act == TD_BF16);
+        j->steps->softmax(b->p + h * j->ldp, total, a->act == TD_BF16);
     memset(b->u, 0, (size_t)(H * j->ldu) * sizeof(float));
     for (m.first = 0; m.first < total; m.first += CHUNK) {
         m.n = total - m.first < CHUNK ? total - m.first : CHUNK;
@@ -159,8 +157,7 @@ static void attend(const job *j, const buffers *b, int64_t t, int h0, int H)
         j->steps->values(&m);
     }
     for (int h = 0; h < H; h++)
-        j->steps->finish(b->u + h * j->ldu, b->sum[h], a->C, a->act,
-                         out + (size_t)h * (size_t)a->C * es);
+        j->steps->finish(b->u + h * j->ldu, a->C, a->act, out + (size_t)h * (size_t)a->C * es);
 }
 
 static void do_part(void *arg, int64_t begin, int64_t end, uint32_t thread)

@@ -110,9 +110,8 @@ LANES_TARGET static void L(mla_scores)(const mla_tile *m)
                 }
 }
 
-/* p[0..n-1] from scores to r(exp(s - max)); returns the sum before r. p has room up to the next
- * multiple of 16. */
-LANES_TARGET static float L(mla_softmax)(float *p, int n, int round)
+/* p[0..n-1] from scores to r(exp(s - max) / sum). p has room up to the next multiple of 16. */
+LANES_TARGET static void L(mla_softmax)(float *p, int n, int round)
 {
     V max = L(vset)(-INFINITY), sum = L(vzero)();
     for (int i = n; i % LANES != 0; i++)
@@ -123,9 +122,13 @@ LANES_TARGET static float L(mla_softmax)(float *p, int n, int round)
     for (int i = 0; i < n; i += LANES) {
         V e = L(vexp)(L(vsub)(L(vload)(p + i), max));
         sum = L(vadd)(sum, e);
+        L(vstore)(p + i, e);
+    }
+    sum = L(vset)(L(vsum)(sum));
+    for (int i = 0; i < n; i += LANES) {
+        V e = L(vdiv)(L(vload)(p + i), sum);
         L(vstore)(p + i, round ? L(vround_bf16)(e) : e);
     }
-    return L(vsum)(sum);
 }
 
 /* Keys i..end-1. */
@@ -189,12 +192,11 @@ LANES_TARGET static void L(mla_values)(const mla_tile *m)
     }
 }
 
-LANES_TARGET static void L(mla_finish)(const float *u, float sum, int C, td_dtype act, void *out)
+LANES_TARGET static void L(mla_finish)(const float *u, int C, td_dtype act, void *out)
 {
-    V s = L(vset)(sum);
     for (int c = 0; c < C; c += LANES) {
         int n = C - c < LANES ? C - c : LANES;
-        L(store_act)(out, c, n, act, L(vdiv)(L(vload)(u + c), s));
+        L(store_act)(out, c, n, act, L(vload)(u + c));
     }
 }
 

@@ -51,13 +51,16 @@ static void attend(const td_sparse_mla_args *a, int64_t th, const float *keys, i
         p[i] = td_expf(p[i] - max);
         sum += p[i];
     }
+    for (int i = 0; i < n; i++) {
+        p[i] = (float)(p[i] / sum);
+        if (a->act == TD_BF16)
+            p[i] = td_bf16_to_f32(td_f32_to_bf16(p[i]));
+    }
     for (int c = 0; c < a->C; c++) {
         double u = 0.0;
-        for (int i = 0; i < n; i++) {
-            float r = a->act == TD_BF16 ? td_bf16_to_f32(td_f32_to_bf16(p[i])) : p[i];
-            u += (double)r * keys[(int64_t)i * dims + c];
-        }
-        float y = n == 0 ? 0.0f : (float)(u / sum);
+        for (int i = 0; i < n; i++)
+            u += (double)p[i] * keys[(int64_t)i * dims + c];
+        float y = (float)u;
         if (a->act == TD_F32)
             ((float *)a->u)[th * a->C + c] = y;
         else
