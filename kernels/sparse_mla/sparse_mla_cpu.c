@@ -1,7 +1,7 @@
 /* sparse_mla_cpu.c - a piece of work is one row and some of its heads (all, unless there are fewer
  * rows than threads). The row's keys are gathered and decoded to f32 once for its heads, 256 at a
- * time, which fits a second-level cache; scores of all of them come first, because p is rounded
- * against the row's true maximum, so more than 256 keys are decoded a second time for the values.
+ * time, which fits a second-level cache; scores of all of them come first, because p is divided
+ * by the row's sum before it is rounded, so more than 256 keys are decoded again for the values.
  * Bound: arithmetic, 2*H*k*(2*C + R) FLOP per row; with few heads the decoding, about 1.3 cycles
  * per 16 numbers. */
 #include "kernels/sparse_mla/sparse_mla.h"
@@ -63,7 +63,7 @@ typedef struct {
 static size_t buffer_bytes(const job *j)
 {
     size_t group = (size_t)j->group;
-    size_t floats = group * (size_t)(j->ld + j->ldp + j->ldu + 2) + CHUNK * (size_t)j->ld;
+    size_t floats = group * (size_t)(j->ld + j->ldp + j->ldu) + CHUNK * (size_t)j->ld;
     return floats * sizeof(float) + (size_t)j->a->k * sizeof(void *);
 }
 
