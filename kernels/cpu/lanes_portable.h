@@ -29,14 +29,14 @@ typedef struct {
 LANES_C lanes_array lanes_get(v16_portable a)
 {
     lanes_array r;
-    memcpy(r.f, a.q, sizeof(r.f));
+    memcpy(&r, &a, sizeof(r));
     return r;
 }
 
 LANES_C v16_portable lanes_put(lanes_array a)
 {
     v16_portable r;
-    memcpy(r.q, a.f, sizeof(r.q));
+    memcpy(&r, &a, sizeof(r));
     return r;
 }
 
@@ -68,7 +68,7 @@ LANES_C v16_portable vload_portable(const float *p)
 LANES_C v16_portable vloadn_portable(const float *p, int n)
 {
     v16_portable r = vzero_portable();
-    memcpy(r.q, p, (size_t)n * 4);
+    memcpy(&r, p, (size_t)n * 4);
     return r;
 }
 
@@ -79,7 +79,7 @@ LANES_C void vstore_portable(float *p, v16_portable a)
 
 LANES_C void vstoren_portable(float *p, v16_portable a, int n)
 {
-    memcpy(p, a.q, (size_t)n * 4);
+    memcpy(p, &a, (size_t)n * 4);
 }
 
 LANES_C v16_portable vload_bf16_portable(const td_bf16 *p)
@@ -321,13 +321,13 @@ LANES_C k16_portable kset_portable(int32_t x)
 LANES_C k16_portable kload_portable(const int32_t *p)
 {
     k16_portable r;
-    memcpy(r.q, p, sizeof(r.q));
+    memcpy(&r, p, sizeof(r));
     return r;
 }
 
 LANES_C void kstore_portable(int32_t *p, k16_portable a)
 {
-    memcpy(p, a.q, sizeof(a.q));
+    memcpy(p, &a, sizeof(a));
 }
 
 LANES_C uint32_t kgt_portable(k16_portable a, k16_portable b)

@@ -127,6 +127,7 @@ static cut nucleus(const buffers *b, int V, uint64_t need)
         n = kept;
     }
     uint64_t w = integer(b->w[ids[0]]);
+    td_assert(w > 0);
     return (cut){b->keys[ids[0]], (int64_t)((need + w - 1) / w)};
 }
 

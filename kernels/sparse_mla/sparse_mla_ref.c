@@ -74,7 +74,7 @@ td_status td_sparse_mla_ref(const td_sparse_mla_args *a, td_stream *stream)
     if (!td_sparse_mla_valid(a))
         return TD_BAD_SHAPE;
     const size_t dims = (size_t)a->C + (size_t)a->R, k = (size_t)a->k;
-    float *keys = malloc((k * dims + k + 1) * sizeof(float));
+    float *keys = calloc(k * dims + k + 1, sizeof(float));
     if (keys == NULL)
         return TD_NOMEM;
     for (int64_t t = 0; t < a->T; t++) {

@@ -53,7 +53,7 @@ static void check_close(const norm_case *c, const void *want)
             double d = kt_get(c->x, (size_t)(t * D + i), c->a.act) - mean;
             var += d * d / D;
         }
-        double eps = (D / 16 + 10) * 0x1p-24, r = 1.0 / sqrt(var + 1e-6);
+        double eps = (D / 16.0 + 10.0) * 0x1p-24, r = 1.0 / sqrt(var + 1e-6);
         for (int i = 0; i < D; i++) {
             size_t at = (size_t)(t * D + i);
             double a = kt_get(want, at, c->a.act), b = kt_get(c->a.y, at, c->a.act);
