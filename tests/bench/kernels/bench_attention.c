@@ -237,15 +237,15 @@ static void bench_all(const machine *m)
     bench_logits(m, 1, 4, 3000, 0);
     bench_logits(m, 1, 64, 32768, 0);
     bench_logits(m, 4, 64, 131072, 0);
-    bench_logits(m, 512, 4, 3000, 1);
-    bench_logits(m, 512, 16, 3000, 1);
+    bench_logits(m, 3000, 4, 3000, 1); /* a whole prompt of a small model, one layer */
+    bench_logits(m, 3000, 16, 3000, 1);
     bench_logits(m, 128, 64, 4096, 1);
     bench_topk(m, 1, 2048, 131072);
     bench_topk(m, 16, 2048, 131072);
-    bench_topk(m, 512, 256, 3000);
+    bench_topk(m, 3000, 256, 3000);
     bench_topk(m, 512, 2048, 3000);
     bench_mla(m, 1, 4, 256, 3000);
-    bench_mla(m, 512, 4, 256, 3000);
+    bench_mla(m, 3000, 4, 256, 3000);
     bench_mla(m, 64, 4, 2048, 3000);
     bench_mla(m, 64, 16, 256, 3000);
     bench_mla(m, 1, 128, 2048, 131072);
