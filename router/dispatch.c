@@ -178,6 +178,8 @@ static void on_stream_end(td_rpc_request *req, void *user, td_grpc_status status
 
 static td_status keep_tokens(td_record *r, const uint32_t *ids, size_t n)
 {
+    if (n == 0)
+        return TD_OK;
     if (r->n_generated + n > r->max_tokens)
         return TD_PROTOCOL;
     if (r->n_generated + n > r->generated_capacity) {
