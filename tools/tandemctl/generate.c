@@ -55,28 +55,36 @@ typedef struct {
 
 /* ---- as it arrives ---- */
 
-static void keep(printer *p, const td_client_piece *piece)
+static void keep_text(printer *p, td_client_bytes text)
 {
-    if (p->n_text + piece->text.n_bytes > p->text_capacity) {
-        p->text_capacity = 2 * (p->n_text + piece->text.n_bytes);
+    if (text.n_bytes == 0)
+        return;
+    if (p->n_text + text.n_bytes > p->text_capacity) {
+        p->text_capacity = 2 * (p->n_text + text.n_bytes);
         p->text = ctl_alloc(p->text, p->text_capacity);
     }
-    memcpy(p->text + p->n_text, piece->text.bytes, piece->text.n_bytes);
-    p->n_text += piece->text.n_bytes;
-    if (p->n_ids + piece->n_ids > p->ids_capacity) {
-        p->ids_capacity = 2 * (p->n_ids + piece->n_ids);
+    memcpy(p->text + p->n_text, text.bytes, text.n_bytes);
+    p->n_text += text.n_bytes;
+}
+
+static void keep_ids(printer *p, const uint32_t *ids, size_t n)
+{
+    if (n == 0)
+        return;
+    if (p->n_ids + n > p->ids_capacity) {
+        p->ids_capacity = 2 * (p->n_ids + n);
         p->ids = ctl_alloc(p->ids, p->ids_capacity * sizeof(*p->ids));
     }
-    memcpy(p->ids + p->n_ids, piece->ids, piece->n_ids * sizeof(*p->ids));
-    p->n_ids += piece->n_ids;
+    memcpy(p->ids + p->n_ids, ids, n * sizeof(*ids));
+    p->n_ids += n;
 }
 
 static bool on_piece(void *user, const td_client_piece *piece)
 {
     printer *p = user;
     if (p->c->json) {
-        if (piece->text.n_bytes > 0 || piece->n_ids > 0)
-            keep(p, piece);
+        keep_text(p, piece->text);
+        keep_ids(p, piece->ids, piece->n_ids);
         return true;
     }
     if (p->print_ids) {
