@@ -2,6 +2,7 @@
  * runs timers, and sleeps on UCX's event descriptor and the command descriptor when nothing moves.
  */
 #include "common/base/clock.h"
+#include "common/base/log.h"
 #include "common/transfer/internal.h"
 
 #include <poll.h>
@@ -14,9 +15,15 @@
 #define PROGRESS_MAX 32     /* calls of ucp_worker_progress() between two looks at the rest */
 #define SPIN_NS 20000       /* while something is under way, before sleeping */
 #define TICK_NS TD_NS_PER_S /* upper bound of any sleep */
-#define ARM_REFUSED_MAX 64  /* UCX has work it cannot do (a stopped reader): stop spinning on it */
+#define REFUSED_SPINS 64U   /* UCX refuses to be armed: it has work, but cannot get it done */
 #define REFUSED_SLEEP_MS 1
-#define STOP_NS (2 * TD_NS_PER_S) /* at most, for forced closes to finish */
+#define STUCK_NS (200 * TD_NS_PER_MS)     /* refused so long with nothing moving: it is stuck */
+#define STUCK_STEP_NS (5 * TD_NS_PER_MS)  /* time that we did not run ourselves does not count */
+#define APART_MIN_NS (250 * TD_NS_PER_MS) /* between restarts; doubled by one that did not help */
+#define APART_MAX_NS (8 * TD_NS_PER_S)
+#define RESTART_AGAIN_MS 100           /* after one that failed */
+#define GOODBYE_NS (20 * TD_NS_PER_MS) /* for closes, before a restart */
+#define STOP_NS (2 * TD_NS_PER_S)      /* for closes, at the end */
 
 void td_engine_wake(void *arg)
 {
@@ -110,6 +117,20 @@ static int is_under_way(const td_engine *engine)
     return td_serve_is_busy(engine);
 }
 
+/* Nothing arrives, and UCX will not sleep. */
+static void count_stuck(td_engine *engine)
+{
+    int64_t step_ns = engine->now_ns - engine->refused_ns;
+    if (engine->n_messages != engine->n_messages_refused)
+        engine->stuck_ns = 0;
+    else
+        engine->stuck_ns += step_ns < STUCK_STEP_NS ? step_ns : STUCK_STEP_NS;
+    engine->n_messages_refused = engine->n_messages;
+    engine->refused_ns = engine->now_ns;
+    if (engine->stuck_ns >= STUCK_NS)
+        td_engine_want_restart(engine);
+}
+
 /* Sleeps until UCX or the front has something, or a timer is due. The order matters: asleep is told
  * before the last look at the commands, so that a command pushed meanwhile wakes us. */
 static void sleep_until_work(td_engine *engine)
@@ -122,10 +143,11 @@ static void sleep_until_work(td_engine *engine)
     if (td_ring_peek(engine->commands, &msg, &n_bytes) == TD_OK)
         timeout_ms = 0;
     if (timeout_ms > 0 && ucp_worker_arm(engine->ucx.worker) != UCS_OK) {
-        engine->n_arm_refused++;
-        timeout_ms = engine->n_arm_refused < ARM_REFUSED_MAX ? 0 : REFUSED_SLEEP_MS;
-    } else {
+        timeout_ms = ++engine->n_arm_refused < REFUSED_SPINS ? 0 : REFUSED_SLEEP_MS;
+        count_stuck(engine);
+    } else if (timeout_ms > 0) {
         engine->n_arm_refused = 0;
+        engine->stuck_ns = 0;
     }
     if (timeout_ms > 0) {
         struct pollfd fds[2] = {
@@ -152,16 +174,80 @@ static unsigned progress(td_engine *engine)
     return n;
 }
 
+int td_engine_want_restart(td_engine *engine)
+{
+    int64_t since_ns = engine->now_ns - engine->restarted_ns;
+    if (engine->config.transport == TD_XFER_TCP || since_ns < engine->restart_apart_ns)
+        return 0;
+    int helped = engine->n_messages != engine->n_messages_restarted;
+    if (helped || engine->restart_apart_ns == 0)
+        engine->restart_apart_ns = APART_MIN_NS;
+    else if (engine->restart_apart_ns < APART_MAX_NS)
+        engine->restart_apart_ns *= 2;
+    engine->want_restart = 1;
+    return 1;
+}
+
+static void say_goodbye(td_engine *engine, int64_t for_ns)
+{
+    int64_t end_ns = td_now_ns() + for_ns;
+    if (engine->ucx.worker == NULL)
+        return;
+    do
+        progress(engine);
+    while ((!td_serve_close_all(engine) || engine->ucx.n_closing > 0) && td_now_ns() < end_ns);
+}
+
+/* UCX's shared memory has one queue for all senders: one that is killed or stopped in the middle of
+ * a message blocks it for ever, and a message to one that died with its queue full never leaves. A
+ * new worker has a new queue; all connections are made again, and gets asked again. */
+static void restart(td_engine *engine)
+{
+    td_err err;
+    td_link_suspend_all(engine);
+    say_goodbye(engine, GOODBYE_NS);
+    td_status st = td_ucx_restart(&engine->ucx, &err);
+    td_serve_forget_all(engine);
+    engine->now_ns = engine->restarted_ns = td_now_ns();
+    engine->n_arm_refused = 0;
+    engine->stuck_ns = 0;
+    engine->n_messages_restarted = engine->n_messages;
+    engine->want_restart = st != TD_OK;
+    TD_ADD(engine->served.n_restarts, 1);
+    td_warn("xfer.restart", "rank=%u result=\"%s\"", engine->config.rank,
+            st == TD_OK ? "ok" : err.text);
+    if (st == TD_OK)
+        td_link_resume_all(engine);
+}
+
+/* Without a worker: its port is somebody else's, or memory is short. */
+static void wait_for_worker(td_engine *engine)
+{
+    struct pollfd fd = {.fd = engine->wake_fd, .events = POLLIN};
+    poll(&fd, 1, RESTART_AGAIN_MS);
+    take_commands(engine);
+    engine->now_ns = td_now_ns();
+    run_timers(engine);
+    if (!engine->stopping)
+        restart(engine);
+}
+
 static void run(td_engine *engine)
 {
     while (!engine->stopping) {
+        if (engine->ucx.worker == NULL) {
+            wait_for_worker(engine);
+            continue;
+        }
         engine->now_ns = td_now_ns();
         unsigned n = take_commands(engine);
         n += progress(engine);
         n += td_link_tend(engine);
         n += td_serve_tend(engine);
         run_timers(engine);
-        if (n > 0) {
+        if (engine->want_restart) {
+            restart(engine);
+        } else if (n > 0) {
             engine->busy_ns = engine->now_ns;
             engine->n_arm_refused = 0;
         } else if (engine->now_ns - engine->busy_ns > SPIN_NS || !is_under_way(engine)) {
@@ -179,12 +265,7 @@ static void wind_up(td_engine *engine)
             td_ucx_close_ep(&engine->ucx, engine->links[i].ep);
             engine->links[i].ep = NULL;
         }
-    int64_t end_ns = td_now_ns() + STOP_NS;
-    while (td_now_ns() < end_ns) {
-        progress(engine);
-        if (td_serve_close_all(engine) && engine->ucx.n_closing == 0)
-            break;
-    }
+    say_goodbye(engine, STOP_NS);
     td_ucx_close(&engine->ucx);
 }
 
@@ -207,8 +288,6 @@ static td_status start(td_engine *engine, td_err *err)
     if (!serves)
         args.listen = NULL;
     td_status st = td_ucx_open(&engine->ucx, &args, err);
-    if (st == TD_OK && serves)
-        st = td_ucx_listen_port(&engine->ucx, &engine->port, err);
     if (st == TD_OK)
         st = td_link_init_all(engine, err);
     if (st == TD_OK)

@@ -145,7 +145,7 @@ static td_status describe(td_xfer *xfer, td_xfer_desc *desc, td_err *err)
     memcpy(desc->incarnation, engine->incarnation, sizeof(desc->incarnation));
     memcpy(desc->host_id, xfer->host_id, sizeof(desc->host_id));
     desc->rank = engine->config.rank;
-    desc->port = engine->port;
+    desc->port = td_ucx_listen_port(&engine->ucx);
     desc->n_regions = engine->config.n_regions;
     for (uint32_t i = 0; i < desc->n_regions; i++) {
         desc->regions[i].stride = engine->regions[i].stride;

@@ -90,7 +90,7 @@ typedef struct {
 
 typedef struct {
     _Atomic uint32_t n_readers;
-    _Atomic uint64_t n_welcomed, n_refused, n_pulls, n_bad_pulls, n_bytes;
+    _Atomic uint64_t n_welcomed, n_refused, n_pulls, n_bad_pulls, n_bytes, n_restarts;
 } td_served_shared;
 
 /* One thread writes, the other reads: no read-modify-write is needed. */
@@ -152,11 +152,14 @@ typedef struct {
     int same_host;
     char peer[TD_XFER_PEER_BYTES];
     td_wire_reader reader; /* what the source calls us */
+    int is_shm;
     uint32_t piece_bytes;
     uint32_t queue_head, queue_tail; /* jobs with something to ask for, served in turn */
     uint32_t n_out;                  /* gets under way */
     uint64_t n_unacked_bytes;
-    uint32_t n_breaks; /* since the last good page */
+    uint32_t n_breaks;            /* lately */
+    int64_t broke_ns;             /* the last one */
+    int64_t retry_ns, give_up_ns; /* ep == NULL: when to connect again; until when to try */
     int64_t began_ns, attempt_ns, answer_by_ns,
         moved_ns; /* moved: the last piece that came, or the first get asked */
     int64_t rate_since_ns;
@@ -191,15 +194,19 @@ typedef struct td_engine {
     char incarnation[TD_XFER_INCARNATION_BYTES];
     struct sockaddr_storage listen;
     socklen_t listen_bytes;
-    uint16_t port; /* of the listener */
 
     td_ring *commands, *events;
     int wake_fd;
     _Atomic int asleep;
-    int stopping;
+    int stopping, want_restart;
     int64_t now_ns, next_timer_ns;
-    int64_t busy_ns; /* when something last moved */
-    uint32_t n_arm_refused;
+    int64_t busy_ns;               /* when something last moved */
+    uint32_t n_arm_refused;        /* in a row, with nothing moving */
+    uint64_t n_messages;           /* that arrived */
+    uint64_t n_messages_refused;   /* the same, when UCX last refused to be armed */
+    int64_t refused_ns, stuck_ns;  /* that time; for how long by now */
+    uint64_t n_messages_restarted; /* when the worker was last restarted */
+    int64_t restarted_ns, restart_apart_ns;
 
     td_link *links;      /* [max_links] */
     td_job *jobs;        /* [max_jobs] */
@@ -231,6 +238,8 @@ void *td_engine_main(void *start); /* td_engine_start * */
 void td_engine_wake(void *engine); /* any thread */
 void td_engine_push(td_engine *engine, const td_event_msg *event, size_t n_bytes);
 void td_engine_timer(td_engine *engine, int64_t at_ns); /* run the timers by then */
+/* Of the worker, when the loop comes round. 0: the last one is too recent. */
+int td_engine_want_restart(td_engine *engine);
 
 /* link.c */
 td_status td_link_init_all(td_engine *engine, td_err *err); /* message handlers */
@@ -239,7 +248,9 @@ void td_link_close(td_engine *engine, td_link *link);
 unsigned td_link_tend(
     td_engine *engine); /* after progress: broken endpoints, answers, new gets; returns how much */
 void td_link_timers(td_engine *engine);
-void td_link_break(td_engine *engine, td_link *link, const char *why);
+/* Around a restart of the worker: endpoints go, gets are asked again over new ones. */
+void td_link_suspend_all(td_engine *engine);
+void td_link_resume_all(td_engine *engine);
 /* "prefill-1 rank 0" */
 const char *td_link_name(const td_link *link, char out[TD_XFER_PEER_BYTES + 24]);
 
@@ -259,5 +270,6 @@ void td_serve_on_connect(ucp_conn_request_h request, void *engine);
 unsigned td_serve_tend(td_engine *engine);
 void td_serve_timers(td_engine *engine);
 int td_serve_is_busy(const td_engine *engine);
-int td_serve_close_all(td_engine *engine); /* 1: nothing is left */
+int td_serve_close_all(td_engine *engine);   /* 1: nothing is left */
+void td_serve_forget_all(td_engine *engine); /* the worker is gone */
 #endif

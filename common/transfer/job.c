@@ -110,7 +110,7 @@ static void free_get(td_engine *engine, td_get *get)
 static void send_drop(td_engine *engine, const td_get *get)
 {
     td_link *link = &engine->links[get->link];
-    if (link->state != TD_XFER_LINK_READY || link->broken != NULL)
+    if (link->state != TD_XFER_LINK_READY || link->ep == NULL || link->broken != NULL)
         return;
     td_wire_drop drop = {.reader = link->reader, .get_id = get_id(engine, get)};
     td_ucx_message msg = {.id = TD_WIRE_DROP, .header = &drop, .n_header_bytes = sizeof(drop)};
@@ -505,7 +505,9 @@ static td_link *find_link(td_engine *engine, td_wire_link id)
     if (id.link >= engine->config.max_links)
         return NULL;
     td_link *link = &engine->links[id.link];
-    return link->state == TD_XFER_LINK_READY && link->attempt == id.attempt ? link : NULL;
+    return link->state == TD_XFER_LINK_READY && link->ep != NULL && link->attempt == id.attempt
+               ? link
+               : NULL;
 }
 
 static ucs_status_t on_data(void *arg, const void *header, size_t n_header_bytes, void *data,
@@ -513,6 +515,7 @@ static ucs_status_t on_data(void *arg, const void *header, size_t n_header_bytes
 {
     td_engine *engine = arg;
     td_wire_data msg;
+    engine->n_messages++;
     if (n_header_bytes != sizeof(msg) || (param->recv_attr & UCP_AM_RECV_ATTR_FLAG_RNDV))
         return UCS_OK;
     memcpy(&msg, header, sizeof(msg));
@@ -539,6 +542,7 @@ static ucs_status_t on_refuse(void *arg, const void *header, size_t n_header_byt
     (void)data, (void)n_data_bytes, (void)param;
     td_engine *engine = arg;
     td_wire_refuse msg;
+    engine->n_messages++;
     if (n_header_bytes != sizeof(msg))
         return UCS_OK;
     memcpy(&msg, header, sizeof(msg));

@@ -7,7 +7,10 @@
 #include <stdio.h>
 #include <string.h>
 
-#define BREAKS_MAX 3U /* without a good page in between: then the peer is lost */
+#define BREAKS_MAX 3U /* and one more within this time: the peer is lost */
+#define BREAKS_WITHIN_NS (10 * TD_NS_PER_S)
+#define RETRY_NS (20 * TD_NS_PER_MS)      /* a refused connection is tried again */
+#define RETRY_FOR_NS (500 * TD_NS_PER_MS) /* so long: a source may be restarting its worker */
 #define BIT(state) (1U << (state))
 
 static const struct {
@@ -120,25 +123,32 @@ static td_status say_hello(td_engine *engine, td_link *link)
 }
 
 /* A fresh endpoint; whatever still comes over an older one has an older attempt number. */
-static void connect_link(td_engine *engine, td_link *link)
+static void try_connect(td_engine *engine, td_link *link)
 {
     struct sockaddr_storage addr;
     socklen_t n_bytes = peer_address(&link->desc, &addr);
-    td_err err;
     link->attempt = ++engine->n_attempts;
     link->attempt_ns = engine->now_ns;
-    link->answer_by_ns = engine->now_ns + engine->config.connect_ms * TD_NS_PER_MS;
-    link->n_unacked_bytes = 0;
-    td_engine_timer(engine, link->answer_by_ns);
-    td_status st = td_ucx_connect(&engine->ucx, (struct sockaddr *)&addr, n_bytes, on_error, link,
-                                  &link->ep, &err);
-    if (st != TD_OK) {
-        link->ep = NULL;
-        go_down(engine, link, TD_PEER_LOST, err.text);
+    link->retry_ns = engine->now_ns + RETRY_NS;
+    td_engine_timer(engine, link->retry_ns);
+    if (engine->ucx.worker == NULL)
         return;
-    }
-    if (say_hello(engine, link) != TD_OK)
+    td_err err;
+    if (td_ucx_connect(&engine->ucx, (struct sockaddr *)&addr, n_bytes, on_error, link, &link->ep,
+                       &err) != TD_OK) {
+        link->ep = NULL;
+        td_debug("xfer.connect", "peer=%s rank=%u why=\"%s\"", link->peer, link->desc.rank,
+                 err.text);
+    } else if (say_hello(engine, link) != TD_OK) {
         link->broken = "hello could not be sent";
+    }
+}
+
+static void set_deadlines(td_engine *engine, td_link *link)
+{
+    link->give_up_ns = engine->now_ns + RETRY_FOR_NS;
+    link->answer_by_ns = engine->now_ns + engine->config.connect_ms * TD_NS_PER_MS;
+    td_engine_timer(engine, link->answer_by_ns);
 }
 
 void td_link_open(td_engine *engine, const td_cmd_open *cmd)
@@ -151,10 +161,12 @@ void td_link_open(td_engine *engine, const td_cmd_open *cmd)
     memcpy(link->peer, cmd->peer, sizeof(link->peer));
     link->queue_head = link->queue_tail = TD_NONE;
     link->n_breaks = 0;
+    link->broken = NULL;
     link->rate_bytes = 0;
     link->began_ns = link->rate_since_ns = cmd->began_ns;
     enter(engine, link, TD_XFER_LINK_CONNECTING);
-    connect_link(engine, link);
+    set_deadlines(engine, link);
+    try_connect(engine, link);
 }
 
 void td_link_close(td_engine *engine, td_link *link)
@@ -162,21 +174,62 @@ void td_link_close(td_engine *engine, td_link *link)
     go_down(engine, link, TD_CANCELLED, "link closed here");
 }
 
-void td_link_break(td_engine *engine, td_link *link, const char *why)
+/* The endpoint of a ready link broke: the peer may be as good as ever. */
+static void reconnect(td_engine *engine, td_link *link, const char *why)
 {
     td_debug("xfer.break", "peer=%s rank=%u why=\"%s\"", link->peer, link->desc.rank, why);
     char text[256];
     snprintf(text, sizeof(text), "connection broke: %s", why);
     drop_ep(engine, link);
     td_job_requeue_all(engine, link);
-    if (link->state != TD_XFER_LINK_READY || link->n_breaks >= BREAKS_MAX) {
+    if (engine->now_ns - link->broke_ns > BREAKS_WITHIN_NS)
+        link->n_breaks = 0;
+    link->broke_ns = engine->now_ns;
+    if (link->n_breaks++ >= BREAKS_MAX) {
         go_down(engine, link, TD_PEER_LOST, text);
         return;
     }
-    link->n_breaks++;
     TD_ADD(engine->link_shared[link->handle.slot].n_reconnects, 1);
     enter(engine, link, TD_XFER_LINK_RECONNECTING);
-    connect_link(engine, link);
+    set_deadlines(engine, link);
+    try_connect(engine, link);
+}
+
+static void on_broken(td_engine *engine, td_link *link)
+{
+    const char *why = link->broken;
+    if (link->state == TD_XFER_LINK_READY) {
+        reconnect(engine, link, why);
+        return;
+    }
+    char text[256];
+    snprintf(text, sizeof(text), "cannot be reached: %s", why);
+    drop_ep(engine, link);
+    if (engine->now_ns >= link->give_up_ns)
+        go_down(engine, link, TD_PEER_LOST, text);
+}
+
+void td_link_suspend_all(td_engine *engine)
+{
+    for (uint32_t i = 0; i < engine->config.max_links; i++) {
+        td_link *link = &engine->links[i];
+        if (link->state == TD_XFER_LINK_CLOSED)
+            continue;
+        drop_ep(engine, link);
+        td_job_requeue_all(engine, link);
+        if (link->state != TD_XFER_LINK_READY)
+            continue;
+        TD_ADD(engine->link_shared[i].n_reconnects, 1);
+        enter(engine, link, TD_XFER_LINK_RECONNECTING);
+        set_deadlines(engine, link);
+    }
+}
+
+void td_link_resume_all(td_engine *engine)
+{
+    for (uint32_t i = 0; i < engine->config.max_links; i++)
+        if (engine->links[i].state != TD_XFER_LINK_CLOSED)
+            try_connect(engine, &engine->links[i]);
 }
 
 /* NULL: the transport is one that the configuration allows between these two. */
@@ -219,8 +272,9 @@ static void take_answer(td_engine *engine, td_link *link)
     }
     int is_new = link->state == TD_XFER_LINK_CONNECTING;
     link->reader = answer->reader;
-    link->piece_bytes =
-        td_ucx_is_shm(transport) ? TD_WIRE_SHM_PIECE_BYTES : TD_WIRE_NET_PIECE_BYTES;
+    link->is_shm = td_ucx_is_shm(transport);
+    link->piece_bytes = link->is_shm ? TD_WIRE_SHM_PIECE_BYTES : TD_WIRE_NET_PIECE_BYTES;
+    link->n_unacked_bytes = 0;
     TD_SET(engine->link_shared[link->handle.slot].answer_ns, engine->now_ns - link->attempt_ns);
     enter(engine, link, TD_XFER_LINK_READY);
     if (is_new)
@@ -235,7 +289,7 @@ unsigned td_link_tend(td_engine *engine)
         if (link->state == TD_XFER_LINK_CLOSED)
             continue;
         if (link->broken != NULL) {
-            td_link_break(engine, link, link->broken);
+            on_broken(engine, link);
             n++;
         } else if (link->welcomed) {
             take_answer(engine, link);
@@ -247,22 +301,42 @@ unsigned td_link_tend(td_engine *engine)
     return n;
 }
 
+static void run_connecting(td_engine *engine, td_link *link)
+{
+    if (engine->now_ns >= link->answer_by_ns) {
+        go_down(engine, link, TD_PEER_LOST, "no answer to our hello in time");
+        return;
+    }
+    if (link->ep == NULL && engine->now_ns >= link->retry_ns)
+        try_connect(engine, link);
+    td_engine_timer(engine, link->answer_by_ns);
+    if (link->ep == NULL)
+        td_engine_timer(engine, link->retry_ns);
+}
+
+/* Nothing came for too long. Over shared memory another peer may be what blocks our queue. */
+static void run_stalled(td_engine *engine, td_link *link)
+{
+    int64_t stall_ns = engine->config.stall_ms * TD_NS_PER_MS;
+    if (engine->now_ns - link->moved_ns < stall_ns)
+        td_engine_timer(engine, link->moved_ns + stall_ns);
+    else if (!link->is_shm || !td_engine_want_restart(engine))
+        reconnect(engine, link, "nothing came for too long");
+}
+
 void td_link_timers(td_engine *engine)
 {
-    int64_t now_ns = engine->now_ns, stall_ns = engine->config.stall_ms * TD_NS_PER_MS;
     for (uint32_t i = 0; i < engine->config.max_links; i++) {
         td_link *link = &engine->links[i];
-        int connecting =
-            link->state == TD_XFER_LINK_CONNECTING || link->state == TD_XFER_LINK_RECONNECTING;
-        if (connecting && now_ns >= link->answer_by_ns) {
-            go_down(engine, link, TD_PEER_LOST, "no answer to our hello in time");
-        } else if (connecting) {
-            td_engine_timer(engine, link->answer_by_ns);
-        } else if (link->state == TD_XFER_LINK_READY && link->n_out > 0) {
-            if (now_ns - link->moved_ns >= stall_ns)
-                td_link_break(engine, link, "nothing came for too long");
-            else
-                td_engine_timer(engine, link->moved_ns + stall_ns);
+        switch (link->state) {
+        case TD_XFER_LINK_CONNECTING:
+        case TD_XFER_LINK_RECONNECTING: run_connecting(engine, link); break;
+        case TD_XFER_LINK_READY:
+            if (link->n_out > 0)
+                run_stalled(engine, link);
+            break;
+        case TD_XFER_LINK_CLOSED:
+        case TD_XFER_LINK_N_STATES: break;
         }
     }
 }
@@ -273,6 +347,7 @@ static ucs_status_t on_welcome(void *arg, const void *header, size_t n_header_by
     (void)data, (void)n_data_bytes, (void)param;
     td_engine *engine = arg;
     td_wire_welcome answer;
+    engine->n_messages++;
     if (n_header_bytes != sizeof(answer))
         return UCS_OK;
     memcpy(&answer, header, sizeof(answer));

@@ -93,6 +93,7 @@ static ucs_status_t on_hello(void *arg, const void *header, size_t n_header_byte
     td_engine *engine = arg;
     td_wire_hello hello;
     td_reader *reader = NULL;
+    engine->n_messages++;
     if (n_header_bytes != sizeof(hello) ||
         (param->recv_attr & UCP_AM_RECV_ATTR_FIELD_REPLY_EP) == 0)
         return UCS_OK;
@@ -156,6 +157,7 @@ static ucs_status_t on_pull(void *arg, const void *header, size_t n_header_bytes
     (void)data, (void)n_data_bytes, (void)param;
     td_engine *engine = arg;
     td_wire_pull msg;
+    engine->n_messages++;
     if (n_header_bytes != sizeof(msg))
         return UCS_OK;
     memcpy(&msg, header, sizeof(msg));
@@ -187,11 +189,13 @@ static ucs_status_t on_ack(void *arg, const void *header, size_t n_header_bytes,
                            size_t n_data_bytes, const ucp_am_recv_param_t *param)
 {
     (void)data, (void)n_data_bytes, (void)param;
+    td_engine *engine = arg;
     td_wire_ack msg;
+    engine->n_messages++;
     if (n_header_bytes != sizeof(msg))
         return UCS_OK;
     memcpy(&msg, header, sizeof(msg));
-    td_reader *reader = find_reader(arg, msg.reader);
+    td_reader *reader = find_reader(engine, msg.reader);
     if (reader == NULL)
         return UCS_OK;
     if (msg.n_bytes > reader->n_window_bytes)
@@ -205,11 +209,13 @@ static ucs_status_t on_drop(void *arg, const void *header, size_t n_header_bytes
                             size_t n_data_bytes, const ucp_am_recv_param_t *param)
 {
     (void)data, (void)n_data_bytes, (void)param;
+    td_engine *engine = arg;
     td_wire_drop msg;
+    engine->n_messages++;
     if (n_header_bytes != sizeof(msg))
         return UCS_OK;
     memcpy(&msg, header, sizeof(msg));
-    td_reader *reader = find_reader(arg, msg.reader);
+    td_reader *reader = find_reader(engine, msg.reader);
     if (reader == NULL)
         return UCS_OK;
     uint32_t kept = 0;
@@ -320,6 +326,17 @@ int td_serve_close_all(td_engine *engine)
         left |= reader->n_out > 0;
     }
     return !left;
+}
+
+void td_serve_forget_all(td_engine *engine)
+{
+    for (uint32_t i = 0; i < engine->config.max_readers; i++) {
+        td_reader *reader = &engine->readers[i];
+        reader->live = 0;
+        reader->ep = NULL;
+        reader->n_pulls = reader->n_out = 0;
+    }
+    TD_SET(engine->served.n_readers, 0);
 }
 
 td_status td_serve_init_all(td_engine *engine, td_err *err)

@@ -85,6 +85,7 @@ td_xfer_served_info td_xfer_served(const td_xfer *xfer)
         .n_pulls = TD_GET(served->n_pulls),
         .n_bad_pulls = TD_GET(served->n_bad_pulls),
         .n_bytes = TD_GET(served->n_bytes),
+        .n_restarts = TD_GET(served->n_restarts),
     };
 }
 

@@ -65,6 +65,7 @@ typedef struct {
     uint64_t n_welcomed, n_refused; /* hellos; refused: another incarnation or version was meant */
     uint64_t n_pulls, n_bad_pulls;  /* ranges asked for; bad: outside what is served */
     uint64_t n_bytes;
+    uint64_t n_restarts; /* of the UCX worker, because a peer blocked it */
 } td_xfer_served_info;
 td_xfer_served_info td_xfer_served(const td_xfer *xfer);
 const char *td_xfer_link_state_name(td_xfer_link_state state);   /* "ready" */

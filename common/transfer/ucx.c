@@ -24,11 +24,13 @@ static const struct {
     const char *name, *value;
 } options[] = {
     {"SOCKADDR_TLS_PRIORITY", "tcp"}, /* connections are made over plain sockets, not rdmacm */
-    {"REUSEADDR", "y"},               /* a restarted daemon gets its port back at once */
+    {"CM_REUSEADDR", "y"},            /* a restarted daemon gets its port back at once */
     {"KEEPALIVE_INTERVAL",
      "inf"},                    /* 20 s and blind to stopped peers: our own deadlines do better */
     {"MM_ERROR_HANDLING", "y"}, /* without it shared memory takes no part in peer error handling */
-    {"FIFO_SIZE", "256"},       /* posix: a window of pieces of several sources fits */
+    {"MM_SEG_SIZE", "33024"},   /* posix: TD_WIRE_SHM_PIECE_BYTES and headers */
+    {"MM_FIFO_SIZE", "256"},    /* posix: windows of several sources fit */
+    {"MM_RX_BUFS_GROW", "64"},  /* posix: segments come 2 MB at a time, not 17 */
     {"PUT_ENABLE", "n"},        /* tcp: nobody writes into another's memory */
     {"TX_SEG_SIZE", "65536"},   /* tcp: a piece goes out with one system call */
     {"RX_SEG_SIZE", "131072"},
@@ -124,24 +126,68 @@ static td_status open_worker(td_ucx *ucx, td_err *err)
         .thread_mode = UCS_THREAD_MODE_SINGLE,
     };
     ucs_status_t status = ucp_worker_create(ucx->context, &params, &ucx->worker);
-    if (status == UCS_OK)
-        status = ucp_worker_get_efd(ucx->worker, &ucx->event_fd);
-    if (status != UCS_OK)
+    if (status != UCS_OK) {
+        ucx->worker = NULL;
         return td_fail(err, TD_CONFIG, "ucx: worker: %s", ucs_status_string(status));
+    }
+    status = ucp_worker_get_efd(ucx->worker, &ucx->event_fd);
+    if (status != UCS_OK)
+        return td_fail(err, TD_CONFIG, "ucx: event descriptor: %s", ucs_status_string(status));
     return TD_OK;
 }
 
-static td_status open_listener(td_ucx *ucx, const td_ucx_args *args, td_err *err)
+static td_status open_listener(td_ucx *ucx, td_err *err)
 {
+    if (ucx->listen_bytes == 0)
+        return TD_OK;
     ucp_listener_params_t params = {
         .field_mask = UCP_LISTENER_PARAM_FIELD_SOCK_ADDR | UCP_LISTENER_PARAM_FIELD_CONN_HANDLER,
-        .sockaddr = {args->listen, args->listen_bytes},
-        .conn_handler = {args->on_connect, args->arg},
+        .sockaddr = {(const struct sockaddr *)&ucx->listen, ucx->listen_bytes},
+        .conn_handler = ucx->on_connect,
     };
     ucs_status_t status = ucp_listener_create(ucx->worker, &params, &ucx->listener);
-    if (status != UCS_OK)
+    if (status != UCS_OK) {
+        ucx->listener = NULL;
         return td_fail(err, TD_CONFIG, "ucx: listening: %s", ucs_status_string(status));
+    }
+    ucp_listener_attr_t attr = {.field_mask = UCP_LISTENER_ATTR_FIELD_SOCKADDR};
+    status = ucp_listener_query(ucx->listener, &attr);
+    if (status != UCS_OK)
+        return td_fail(err, TD_CONFIG, "ucx: listening port: %s", ucs_status_string(status));
+    if (attr.sockaddr.ss_family == AF_INET6)
+        ((struct sockaddr_in6 *)&ucx->listen)->sin6_port =
+            ((const struct sockaddr_in6 *)&attr.sockaddr)->sin6_port;
+    else
+        ((struct sockaddr_in *)&ucx->listen)->sin_port =
+            ((const struct sockaddr_in *)&attr.sockaddr)->sin_port;
     return TD_OK;
+}
+
+static td_status set_handler(td_ucx *ucx, const td_ucx_handler *handler, td_err *err)
+{
+    ucp_am_handler_param_t param = {
+        .field_mask = UCP_AM_HANDLER_PARAM_FIELD_ID | UCP_AM_HANDLER_PARAM_FIELD_CB |
+                      UCP_AM_HANDLER_PARAM_FIELD_ARG,
+        .id = handler->id,
+        .cb = handler->call,
+        .arg = handler->arg,
+    };
+    ucs_status_t status = ucp_worker_set_am_recv_handler(ucx->worker, &param);
+    if (status != UCS_OK)
+        return td_fail(err, TD_CONFIG, "ucx: handler %u: %s", handler->id,
+                       ucs_status_string(status));
+    return TD_OK;
+}
+
+static void free_all_sends(td_ucx *ucx)
+{
+    ucx->free_sends = NULL;
+    ucx->n_sending = 0;
+    for (uint32_t i = 0; i < ucx->n_sends; i++) {
+        ucx->sends[i].ucx = ucx;
+        ucx->sends[i].next = ucx->free_sends;
+        ucx->free_sends = &ucx->sends[i];
+    }
 }
 
 static td_status open_sends(td_ucx *ucx, uint32_t n_sends, td_err *err)
@@ -150,68 +196,79 @@ static td_status open_sends(td_ucx *ucx, uint32_t n_sends, td_err *err)
     if (ucx->sends == NULL)
         return td_fail(err, TD_NOMEM, "ucx: no memory for %u messages", n_sends);
     ucx->n_sends = n_sends;
-    for (uint32_t i = 0; i < n_sends; i++) {
-        ucx->sends[i].ucx = ucx;
-        ucx->sends[i].next = ucx->free_sends;
-        ucx->free_sends = &ucx->sends[i];
-    }
+    free_all_sends(ucx);
     return TD_OK;
 }
 
 td_status td_ucx_open(td_ucx *ucx, const td_ucx_args *args, td_err *err)
 {
     quieten();
+    if (args->listen != NULL) {
+        memcpy(&ucx->listen, args->listen, args->listen_bytes);
+        ucx->listen_bytes = args->listen_bytes;
+        ucx->on_connect = (ucp_listener_conn_handler_t){args->on_connect, args->arg};
+    }
     td_status st = open_sends(ucx, args->n_sends, err);
     if (st == TD_OK)
         st = open_context(ucx, args, err);
     if (st == TD_OK)
         st = open_worker(ucx, err);
-    if (st == TD_OK && args->listen != NULL)
-        st = open_listener(ucx, args, err);
+    if (st == TD_OK)
+        st = open_listener(ucx, err);
     if (st != TD_OK)
         td_ucx_close(ucx);
     return st;
 }
 
-void td_ucx_close(td_ucx *ucx)
+static void close_worker(td_ucx *ucx)
 {
     if (ucx->listener != NULL)
         ucp_listener_destroy(ucx->listener);
     if (ucx->worker != NULL)
         ucp_worker_destroy(ucx->worker);
+    ucx->listener = NULL;
+    ucx->worker = NULL;
+    ucx->n_closing = 0;
+}
+
+void td_ucx_close(td_ucx *ucx)
+{
+    close_worker(ucx);
     if (ucx->context != NULL)
         ucp_cleanup(ucx->context);
     free(ucx->sends);
     memset(ucx, 0, sizeof(*ucx));
 }
 
-td_status td_ucx_listen_port(const td_ucx *ucx, uint16_t *port, td_err *err)
+td_status td_ucx_restart(td_ucx *ucx, td_err *err)
 {
-    ucp_listener_attr_t attr = {.field_mask = UCP_LISTENER_ATTR_FIELD_SOCKADDR};
-    ucs_status_t status = ucp_listener_query(ucx->listener, &attr);
-    if (status != UCS_OK)
-        return td_fail(err, TD_CONFIG, "ucx: listening port: %s", ucs_status_string(status));
-    if (attr.sockaddr.ss_family == AF_INET6)
-        *port = ntohs(((const struct sockaddr_in6 *)&attr.sockaddr)->sin6_port);
-    else
-        *port = ntohs(((const struct sockaddr_in *)&attr.sockaddr)->sin_port);
-    return TD_OK;
+    close_worker(ucx);
+    free_all_sends(ucx);
+    td_status st = open_worker(ucx, err);
+    for (uint32_t i = 0; st == TD_OK && i < ucx->n_handlers; i++)
+        st = set_handler(ucx, &ucx->handlers[i], err);
+    if (st == TD_OK)
+        st = open_listener(ucx, err);
+    if (st != TD_OK)
+        close_worker(ucx);
+    return st;
+}
+
+uint16_t td_ucx_listen_port(const td_ucx *ucx)
+{
+    if (ucx->listen_bytes == 0)
+        return 0;
+    return ntohs(ucx->listen.ss_family == AF_INET6
+                     ? ((const struct sockaddr_in6 *)&ucx->listen)->sin6_port
+                     : ((const struct sockaddr_in *)&ucx->listen)->sin_port);
 }
 
 td_status td_ucx_handle(td_ucx *ucx, unsigned id, ucp_am_recv_callback_t handler, void *arg,
                         td_err *err)
 {
-    ucp_am_handler_param_t param = {
-        .field_mask = UCP_AM_HANDLER_PARAM_FIELD_ID | UCP_AM_HANDLER_PARAM_FIELD_CB |
-                      UCP_AM_HANDLER_PARAM_FIELD_ARG,
-        .id = id,
-        .cb = handler,
-        .arg = arg,
-    };
-    ucs_status_t status = ucp_worker_set_am_recv_handler(ucx->worker, &param);
-    if (status != UCS_OK)
-        return td_fail(err, TD_CONFIG, "ucx: handler %u: %s", id, ucs_status_string(status));
-    return TD_OK;
+    td_assert(ucx->n_handlers < sizeof(ucx->handlers) / sizeof(ucx->handlers[0]));
+    ucx->handlers[ucx->n_handlers] = (td_ucx_handler){id, handler, arg};
+    return set_handler(ucx, &ucx->handlers[ucx->n_handlers++], err);
 }
 
 static td_status create_ep(td_ucx *ucx, ucp_ep_params_t *params, ucp_err_handler_cb_t on_error,

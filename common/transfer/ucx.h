@@ -13,26 +13,37 @@
 typedef struct td_ucx_send td_ucx_send;
 
 typedef struct {
-    ucp_context_h context;
-    ucp_worker_h worker;
-    ucp_listener_h listener;
-    int event_fd;       /* readable when the armed worker has work */
-    uint32_t n_closing; /* endpoints whose forced close is not finished */
-    td_ucx_send *sends; /* [n_sends] */
-    td_ucx_send *free_sends;
-    uint32_t n_sends, n_sending;
-} td_ucx;
+    unsigned id;
+    ucp_am_recv_callback_t call;
+    void *arg;
+} td_ucx_handler;
 
 typedef struct {
     td_xfer_transport transport;
     const char *net_devices, *port_range; /* NULL: UCX's default */
     const struct sockaddr *listen;        /* NULL: no listener */
     socklen_t listen_bytes;
-    ucp_listener_conn_callback_t
-        on_connect; /* runs within progress(); the request must be accepted or rejected */
+    /* Runs within progress(); the request must be accepted or rejected. */
+    ucp_listener_conn_callback_t on_connect;
     void *arg;
     uint32_t n_sends; /* messages under way at once */
 } td_ucx_args;
+
+typedef struct {
+    ucp_context_h context;
+    ucp_worker_h worker; /* NULL after a failed restart */
+    ucp_listener_h listener;
+    struct sockaddr_storage listen; /* with the port that it got */
+    socklen_t listen_bytes;         /* 0: no listener */
+    ucp_listener_conn_handler_t on_connect;
+    td_ucx_handler handlers[8];
+    uint32_t n_handlers;
+    int event_fd;       /* readable when the armed worker has work */
+    uint32_t n_closing; /* endpoints whose forced close is not finished */
+    td_ucx_send *sends; /* [n_sends] */
+    td_ucx_send *free_sends;
+    uint32_t n_sends, n_sending;
+} td_ucx;
 
 typedef struct {
     unsigned id; /* td_wire_id */
@@ -47,7 +58,10 @@ typedef struct {
 /* Zeroed *ucx. TD_CONFIG: this machine cannot do what is asked. */
 td_status td_ucx_open(td_ucx *ucx, const td_ucx_args *args, td_err *err);
 void td_ucx_close(td_ucx *ucx); /* zeroed or half-open is fine */
-td_status td_ucx_listen_port(const td_ucx *ucx, uint16_t *port, td_err *err);
+/* A new worker and listener, on the same port, with the same handlers; every endpoint and message
+ * of the old one is gone. May be tried again. */
+td_status td_ucx_restart(td_ucx *ucx, td_err *err);
+uint16_t td_ucx_listen_port(const td_ucx *ucx); /* 0: none */
 td_status td_ucx_handle(td_ucx *ucx, unsigned id, ucp_am_recv_callback_t handler, void *arg,
                         td_err *err);
 td_status td_ucx_connect(td_ucx *ucx, const struct sockaddr *addr, socklen_t addr_bytes,

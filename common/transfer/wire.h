@@ -12,10 +12,10 @@
 #define TD_WIRE_VERSION 1U
 #define TD_WIRE_HEADER_BYTES 128U         /* no message's header is longer */
 #define TD_WIRE_WINDOW_BYTES (512U << 10) /* sent and not yet acknowledged, for each endpoint */
-/* One piece of a range: with its headers it must fit in one segment of the transport, or UCX
- * assembles it in memory of its own. UCX: posix 8,256 bytes, tcp as set in ucx.c. */
-#define TD_WIRE_SHM_PIECE_BYTES 8064U
-#define TD_WIRE_NET_PIECE_BYTES 61440U
+/* One piece of a range: with its headers it fits in one segment of the transport (set in ucx.c), or
+ * UCX would assemble it in memory of its own. */
+#define TD_WIRE_SHM_PIECE_BYTES (32U << 10)
+#define TD_WIRE_NET_PIECE_BYTES (60U << 10)
 #define TD_WIRE_MAX_PULLS 256U /* of one reader, not finished */
 
 typedef enum {
