@@ -15,7 +15,7 @@ static void store(td_isa isa, const td_gemm_args *a, int64_t m, int64_t n0, int 
     unsigned char *y =
         (unsigned char *)a->y + (m * a->y_stride + n0) * (int64_t)td_dtype_bytes(a->y_dtype);
     if (a->accumulate)
-        td_cpu_add(isa, result, n, (float *)y);
+        td_cpu_add(isa, result, n, (void *)y);
     else
         td_cpu_narrow(isa, a->y_dtype, result, n, y);
 }
@@ -29,7 +29,7 @@ static void part(void *arg, int64_t begin, int64_t end, uint32_t thread)
     const int64_t n_kb = td_ceil_div(a->K, TD_QUANT_GROUP),
                   size = (int64_t)td_dtype_bytes(a->dtype);
     unsigned char *scratch = td_cpu_scratch(j->stream, thread, t->n_bytes);
-    float *result = (float *)(scratch + t->dot_bytes);
+    float *result = (void *)(scratch + t->dot_bytes);
     for (int64_t item = begin; item < end; item++) {
         const int64_t m0 = item % t->n_blocks * t->m_block, n0 = item / t->n_blocks * t->n_tile;
         td_dot_args d = {.x_stride = a->x_stride, .K = a->K, .dtype = a->dtype};

@@ -19,7 +19,7 @@ static void part(void *arg, int64_t begin, int64_t end, uint32_t thread)
     const td_isa isa = td_cpu_isa(j->stream);
     const int64_t size = (int64_t)td_dtype_bytes(a->act);
     unsigned char *scratch = td_cpu_scratch(j->stream, thread, t->n_bytes);
-    float *result = (float *)(scratch + t->dot_bytes);
+    float *result = (void *)(scratch + t->dot_bytes);
     for (int64_t item = begin; item < end; item++) {
         const int64_t m0 = item % t->n_blocks * t->m_block;
         const int64_t n0 = item / t->n_blocks % t->n_tiles * t->n_tile;

@@ -179,7 +179,7 @@ static void products(void *arg, int64_t begin, int64_t end, uint32_t thread)
     const int64_t size = (int64_t)td_dtype_bytes(a->dtype);
     const int n_tiles = td_ceil_div(a->I, TILE), n_groups = td_ceil_div(a->D, TD_QUANT_GROUP);
     unsigned char *scratch = td_cpu_scratch(j->stream, thread, j->part_bytes);
-    float *gate = (float *)(scratch + j->dot_bytes), *up = gate + TD_DOT_M * TILE;
+    float *gate = (void *)(scratch + j->dot_bytes), *up = gate + TD_DOT_M * TILE;
     for (int64_t item = begin; item < end; item++) {
         const block *b = &j->blocks[item / n_tiles];
         const int tile = (int)(item % n_tiles), i0 = tile * TILE;

@@ -169,7 +169,7 @@ static double magnitude(const problem *p, int m, int n)
 
 static void compare(const problem *p)
 {
-    const double steps = 64 + 4 + p->a.K / 1024 + 2 + 128 + p->a.K / 128 + 4;
+    const int steps = 64 + 4 + p->a.K / 1024 + 2 + 128 + p->a.K / 128 + 4;
     for (int m = 0; m < p->a.M; m++)
         for (int n = 0; n < p->a.N; n++) {
             size_t at = (size_t)(m * p->a.y_stride + n);

@@ -89,7 +89,7 @@ TEST(sums_of_small_integers_equal_the_reference)
 static void compare(const problem *p)
 {
     const td_head_gemm_args *a = &p->a;
-    const double unit = (64 + 4 + a->K / 1024 + a->K + 2) * 0x1p-24;
+    const int steps = 64 + 4 + a->K / 1024 + a->K + 2;
     for (int64_t row = 0; row < (int64_t)a->T * a->H; row++)
         for (int64_t n = 0; n < a->N; n++) {
             int64_t t = row / a->H, h = row % a->H;
@@ -100,7 +100,8 @@ static void compare(const problem *p)
             size_t at = (size_t)(row * a->y_head + n);
             double got = (double)kt_get(p->y.p, at, a->act);
             double want = (double)kt_get(p->want.p, at, a->act);
-            TD_TRUE(fabs(got - want) <= unit * s + (a->act == TD_BF16 ? 0x1p-7 * fabs(want) : 0.0));
+            TD_TRUE(fabs(got - want) <=
+                    steps * 0x1p-24 * s + (a->act == TD_BF16 ? 0x1p-7 * fabs(want) : 0.0));
         }
 }
 

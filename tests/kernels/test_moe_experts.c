@@ -151,7 +151,8 @@ static double row_bound(const problem *p, int t, int d)
             s += (double)p->weights[t * a->K + k] * 1.07 * fabs(g * u * w);
         }
     }
-    return (64 + 4 + a->I / 1024 + 2 + 128 + a->I / 128 + 4 + 2 * a->K) * 0x1p-24 * s;
+    const int steps = 64 + 4 + a->I / 1024 + 2 + 128 + a->I / 128 + 4 + 2 * a->K;
+    return steps * 0x1p-24 * s;
 }
 
 TEST(exact_inputs_give_the_reference_within_rounding)
