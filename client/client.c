@@ -194,7 +194,8 @@ td_client_code td_call_run(td_client *c, const td_client_call *call, td_client_e
     int64_t deadline_ns = c->timeout_ms > 0 ? td_now_ns() + c->timeout_ms * TD_NS_PER_MS : 0;
     c->call = call;
     c->done = false;
-    turn(c);
+    turn(c); /* a connection that broke since the last call says so in the first turn ... */
+    turn(c); /* ... and is given up in the second */
     take_cancel(c);
     if (!c->done)
         connect_first(c, deadline_ns);

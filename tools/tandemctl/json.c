@@ -2,16 +2,15 @@
 
 #include "tools/tandemctl/ctl.h"
 
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define EXACT_MAX 9007199254740992.0 /* 2^53 */
+#define EXACT_MAX (1LL << 53)
 
 cJSON *ctl_json_u64(uint64_t value)
 {
     char text[24];
-    if ((double)value <= EXACT_MAX)
+    if (value <= (uint64_t)EXACT_MAX)
         return cJSON_CreateNumber((double)value);
     snprintf(text, sizeof(text), "%llu", (unsigned long long)value);
     return cJSON_CreateString(text);
@@ -20,7 +19,7 @@ cJSON *ctl_json_u64(uint64_t value)
 static cJSON *json_i64(int64_t value)
 {
     char text[24];
-    if (fabs((double)value) <= EXACT_MAX)
+    if (value >= -EXACT_MAX && value <= EXACT_MAX)
         return cJSON_CreateNumber((double)value);
     snprintf(text, sizeof(text), "%lld", (long long)value);
     return cJSON_CreateString(text);
