@@ -147,10 +147,12 @@ static void on_generate(td_rpc_call *call, void *user, const void *msg, size_t l
     char text[4096] = "ids";
     f->n_calls++;
     f->n_open++;
-    snprintf(f->request_id, sizeof(f->request_id), "%s", id != NULL ? id : "made-up");
-    td_rpc_call_set_header(call, "x-request-id", f->request_id);
-    f->n_request = len < sizeof(f->request) ? len : 0;
-    memcpy(f->request, msg, f->n_request);
+    pthread_mutex_lock(&f->lock);
+    snprintf(f->last.request_id, sizeof(f->last.request_id), "%s", id != NULL ? id : "made-up");
+    f->last.n_request = len < sizeof(f->last.request) ? len : 0;
+    memcpy(f->last.request, msg, f->last.n_request);
+    pthread_mutex_unlock(&f->lock);
+    td_rpc_call_set_header(call, "x-request-id", id != NULL ? id : "made-up");
     size_t n_text = 3;
     if (td_wire_next_bytes(msg, len, GENERATE_TEXT, &pos, &bytes, &n) && n < sizeof(text)) {
         memcpy(text, bytes, n);
@@ -286,7 +288,10 @@ static void on_list_transfers(td_rpc_call *call, void *user, const void *msg, si
     Tandem__V1__ListTransfersResponse res = TANDEM__V1__LIST_TRANSFERS_RESPONSE__INIT;
     Tandem__V1__TransferEntry entry = TANDEM__V1__TRANSFER_ENTRY__INIT, *entries[] = {&entry};
     Tandem__V1__Transfer transfer = TANDEM__V1__TRANSFER__INIT;
-    f->live_only = req != NULL && req->live_only;
+    bool live_only = req != NULL && req->live_only;
+    pthread_mutex_lock(&f->lock);
+    f->last.live_only = live_only;
+    pthread_mutex_unlock(&f->lock);
     tandem__v1__list_transfers_request__free_unpacked(req, NULL);
     transfer.request_id = (char *)"job-9";
     transfer.stage = (char *)"drawing";
@@ -298,7 +303,7 @@ static void on_list_transfers(td_rpc_call *call, void *user, const void *msg, si
     entry.worker = (char *)"10.0.0.2:7420";
     entry.transfer = &transfer;
     res.transfers = entries;
-    res.n_transfers = f->live_only ? 0 : 1;
+    res.n_transfers = live_only ? 0 : 1;
     td_message_reply(call, &res.base);
 }
 
@@ -378,8 +383,18 @@ void fake_router_start(fake_router *f)
     MUST(td_rpc_server_open(f->loop, &conf, &f->server, err));
     f->port = td_rpc_server_port(f->server);
     snprintf(f->address, sizeof(f->address), "127.0.0.1:%u", f->port);
+    pthread_mutex_init(&f->lock, NULL);
     if (pthread_create(&f->thread, NULL, run, f) != 0)
         abort();
+}
+
+const fake_last *fake_router_last(fake_router *f)
+{
+    static fake_last copy;
+    pthread_mutex_lock(&f->lock);
+    copy = f->last;
+    pthread_mutex_unlock(&f->lock);
+    return &copy;
 }
 
 void fake_router_stop(fake_router *f)
@@ -388,4 +403,5 @@ void fake_router_stop(fake_router *f)
         abort();
     pthread_join(f->thread, NULL);
     td_loop_destroy(f->loop);
+    pthread_mutex_destroy(&f->lock);
 }

@@ -15,20 +15,24 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 
+typedef struct {                 /* what was asked last */
+    unsigned char request[4096]; /* [n_request] of Generate */
+    size_t n_request;
+    char request_id[128];
+    bool live_only; /* of ListTransfers */
+} fake_last;
+
 typedef struct {
     uint16_t port; /* 0: a free one, filled in */
     char address[32];
     int64_t idle_ms;                         /* of a connection; 0: the server's default */
-    bool not_serving;                        /* what health says */
-    bool no_pair;                            /* status has no decode daemon that is ready */
-    bool unreached;                          /* kv lists miss a worker */
+    atomic_bool not_serving;                 /* what health says */
+    atomic_bool no_pair;                     /* status has no decode daemon that is ready */
+    atomic_bool unreached;                   /* kv lists miss a worker */
     atomic_int n_calls, n_cancelled, n_open; /* of Generate; open now */
-    /* of the last Generate; read it when the call has ended */
-    unsigned char request[65536];
-    size_t n_request;
-    char request_id[128];
-    bool live_only; /* of the last ListTransfers */
 
+    fake_last last; /* under lock: fake_router_last() */
+    pthread_mutex_t lock;
     pthread_t thread;
     td_loop *loop;
     struct td_mailbox *box;
@@ -38,5 +42,6 @@ typedef struct {
 
 /* The zeroed struct, port, idle_ms and the bools as the test likes. Listens when it returns. */
 void fake_router_start(fake_router *f);
-void fake_router_stop(fake_router *f); /* connections break; may be started again */
+const fake_last *fake_router_last(fake_router *f); /* a copy, good until the next call */
+void fake_router_stop(fake_router *f);             /* connections break; may be started again */
 #endif

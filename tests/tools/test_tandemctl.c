@@ -93,6 +93,13 @@ static void close_router(void)
     TD_EQ(0, router.n_open);
 }
 
+/* The last Generate request holds these bytes. */
+static bool was_sent(const char *bytes, size_t n)
+{
+    const fake_last *last = fake_router_last(&router);
+    return memmem(last->request, last->n_request, bytes, n) != NULL;
+}
+
 static void has(const char *text, const char *part)
 {
     if (strstr(text, part) == NULL)
@@ -192,14 +199,13 @@ TEST(options_reach_the_router)
                  "--top-k", "7", "--seed", "18446744073709551615", "--stop", "one", "--stop", "two",
                  "--stop-token-id", "9", "--min-tokens", "2", "--ignore-eos", "--request-id",
                  "job-5", "x"));
-    TD_STR("job-5", router.request_id);
+    TD_STR("job-5", fake_router_last(&router)->request_id);
     const char expected[] =
         "\x12\x01x"; /* the text, then the stops, behind what protobuf-c packs */
-    TD_TRUE(memmem(router.request, router.n_request, expected, 3) != NULL);
-    TD_TRUE(memmem(router.request, router.n_request, "\x52\x03one\x52\x03two", 10) != NULL);
-    TD_TRUE(memmem(router.request, router.n_request, "\x40\x05", 2) != NULL); /* max_tokens */
-    TD_TRUE(memmem(router.request, router.n_request, "\x38\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01",
-                   11) != NULL); /* seed */
+    TD_TRUE(was_sent(expected, 3));
+    TD_TRUE(was_sent("\x52\x03one\x52\x03two", 10));
+    TD_TRUE(was_sent("\x40\x05", 2));                                      /* max_tokens */
+    TD_TRUE(was_sent("\x38\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01", 11)); /* seed */
     close_router();
 }
 
@@ -209,11 +215,11 @@ TEST(the_prompt_may_be_token_ids)
     int fd = mkstemp(path);
     open_router();
     TD_EQ(0, RUN("generate", "--no-stats", "--ids", "[5, 6]"));
-    TD_TRUE(memmem(router.request, router.n_request, "\x1a\x04\x0a\x02\x05\x06", 6) != NULL);
+    TD_TRUE(was_sent("\x1a\x04\x0a\x02\x05\x06", 6));
     TD_EQ(8, write(fd, "[7,\n 8]\n", 8));
     close(fd);
     TD_EQ(0, RUN("generate", "--no-stats", "--ids", path));
-    TD_TRUE(memmem(router.request, router.n_request, "\x1a\x04\x0a\x02\x07\x08", 6) != NULL);
+    TD_TRUE(was_sent("\x1a\x04\x0a\x02\x07\x08", 6));
     TD_EQ(0, RUN("generate", "--no-stats", "--print-ids", "AB"));
     TD_STR("65 66\n", p.text);
     unlink(path);
@@ -430,10 +436,10 @@ TEST(kv_transfers_live_or_all)
     has(p.text, "job-9");
     has(p.text, "3 of 8");
     has(p.text, "1.0 MiB of 3.0 MiB");
-    TD_TRUE(!router.live_only);
+    TD_TRUE(!fake_router_last(&router)->live_only);
     TD_EQ(0, RUN("kv", "transfers", "--live"));
     TD_STR("no transfers\n", p.text);
-    TD_TRUE(router.live_only);
+    TD_TRUE(fake_router_last(&router)->live_only);
     close_router();
 }
 
