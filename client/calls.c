@@ -103,12 +103,14 @@ static td_client_code ask(td_client *client, const char *path, packed request, u
         .path = path, .msg = request.bytes, .len = request.len, .on_message = on_unary, .user = u};
     td_client_code code = td_call_run(client, &call, err);
     free(request.bytes);
-    if (code == TD_CLIENT_OK && u->answer == NULL)
-        code = td_call_fail(err, TD_CLIENT_INTERNAL, "%s: no answer came", path);
-    if (code != TD_CLIENT_OK) {
-        td_client_free_answer(u->answer);
-        free(u->text);
+    if (code == TD_CLIENT_OK && u->answer != NULL)
+        return TD_CLIENT_OK;
+    if (code == TD_CLIENT_OK) {
+        code = TD_CLIENT_INTERNAL;
+        td_call_fail(err, code, "%s: no answer came", path);
     }
+    td_client_free_answer(u->answer);
+    free(u->text);
     return code;
 }
 

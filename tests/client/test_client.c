@@ -252,7 +252,7 @@ TEST(a_signal_handler_may_cancel)
     td_client_error err;
     struct itimerval soon = {.it_value.tv_usec = 100000};
     open_both();
-    signal(SIGALRM, on_alarm);
+    sigaction(SIGALRM, &(struct sigaction){.sa_handler = on_alarm}, NULL);
     setitimer(ITIMER_REAL, &soon, NULL);
     TD_EQ(TD_CLIENT_CANCELLED, generate("slow", &k, &r, &err));
     TD_TRUE(k.n_pieces > 1);
