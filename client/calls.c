@@ -49,7 +49,8 @@ static char *text_or_empty(const char *text)
 
 static td_client_code no_memory(td_client_error *err)
 {
-    return td_call_fail(err, TD_CLIENT_RESOURCE_EXHAUSTED, "client: out of memory");
+    td_call_fail(err, TD_CLIENT_RESOURCE_EXHAUSTED, "client: out of memory");
+    return TD_CLIENT_RESOURCE_EXHAUSTED;
 }
 
 /* The value of a field that stands once in msg, as bytes; the last one counts. */
