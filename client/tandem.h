@@ -136,7 +136,7 @@ typedef struct {
 td_client_code td_client_get_model(td_client *client, const char *model, td_client_model *out,
                                    td_client_error *err);
 
-/* ---- Admin: the answers are protobuf-c's structs (tandem/v1/admin.pb-c.h) ---- */
+/* ---- Admin: the answers are protobuf-c's structs, see <tandem/v1/admin.pb-c.h> ---- */
 
 struct Tandem__V1__GetStatusResponse;
 struct Tandem__V1__ListLinksResponse;
