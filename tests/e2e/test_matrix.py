@@ -128,15 +128,15 @@ def check_rows(args, rows, lengths):
             check_rest(members[0], group)
 
 
-def sanitized(args):
+def is_sanitized(folder):
     """Sanitizers make everything several times slower: their runs leave the longest prompt to the others."""
-    return os.path.basename(os.path.abspath(args.bin)) in ("asan", "tsan")
+    return os.path.basename(os.path.abspath(folder)) in ("asan", "tsan")
 
 
 def part(args, i, n):
     rows = cover(FACTORS, allowed)
     lengths = LENGTHS
-    if sanitized(args):
+    if is_sanitized(args.bin):
         rows, lengths = rows[::4], [1, 64, 65, 600]
     check_rows(args, rows[i::n], lengths)
 
