@@ -442,7 +442,7 @@ td_status td_model_config_load(const char *dir, td_model_config *out, td_err *er
     char path[4096], *text = NULL;
     size_t n_bytes = 0;
     td_err why = {0};
-    td_model_config c;
+    td_model_config c = {0};
     if ((size_t)snprintf(path, sizeof(path), "%s/config.json", dir) >= sizeof(path))
         return td_fail(err, TD_CONFIG, "path of %zu bytes", strlen(dir));
     td_status st = td_read_file(path, TD_MODEL_CONFIG_MAX_BYTES, &text, &n_bytes, err);

@@ -108,7 +108,7 @@ static td_status make_iota(td_forward *f, td_err *err)
     if (n < (size_t)f->max_rows)
         n = (size_t)f->max_rows;
     f->iota = td_device_pool_alloc(&f->pool, n * sizeof(int32_t), err);
-    int32_t *host = malloc(n * sizeof(*host));
+    int32_t *host = calloc(n + 1, sizeof(*host));
     td_status st = f->pool.st;
     if (host == NULL)
         st = td_fail(err, TD_NOMEM, "engine: no memory");

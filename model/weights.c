@@ -132,8 +132,8 @@ static void read_absorbed(td_weights_reader *r, const char *layer, td_layer_weig
                                  c->n_heads * (c->qk_nope_dim + c->v_dim), c->kv_lora_rank);
     out->w_uk = td_read_alloc(r, heads * dim * nope * act);
     out->w_uv = td_read_alloc(r, heads * v * dim * act);
-    float *head = malloc((nope + v) * dim * sizeof(*head));
-    float *turned = malloc(nope * dim * sizeof(*turned));
+    float *head = calloc((nope + v) * dim, sizeof(*head));
+    float *turned = calloc(nope * dim, sizeof(*turned));
     void *cast = malloc((nope > v ? nope : v) * dim * act);
     if (r->st == TD_OK && (head == NULL || turned == NULL || cast == NULL))
         r->st = td_fail(r->err, TD_NOMEM, "weights: no memory for %s", layer);

@@ -67,7 +67,7 @@ static td_status write_result(const char *path, const td_logits_result *r, td_er
     size_t n_layers = (size_t)r->config.n_layers, n = 0, s = r->n_ids;
     size_t v = (size_t)r->config.vocab_size, d = (size_t)r->config.hidden_size;
     td_tensor *tensors = calloc(3 + 2 * n_layers, sizeof(*tensors));
-    char(*names)[32] = calloc(2 * n_layers, sizeof(*names));
+    char(*names)[64] = calloc(2 * n_layers, sizeof(*names));
     if (tensors == NULL || names == NULL) {
         free(tensors);
         free(names);
