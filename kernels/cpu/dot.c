@@ -6,9 +6,8 @@
 #include "kernels/numbers.h"
 
 #define LANES TD_DOT_LANES
-#define PAD 16 /* elements; keeps rows off one another's cache sets */
-/* Up to so many rows read w as it is stored; more rows have it widened once, in scratch. */
-#define DIRECT_M 6
+#define PAD 16        /* elements; keeps rows off one another's cache sets */
+#define DIRECT_M 12   /* the largest direct_m */
 #define DIRECT_STEP 8 /* rows of w that stream side by side */
 #define PORTABLE_MR 2
 
@@ -24,19 +23,12 @@ static int least(int a, int b)
 
 /* ---- portable kernel ---- */
 
-/* 2^-8 times the value. No subnormal f32 on the way: multiplying one takes a hundred cycles. */
-static inline float e4m3_value(uint8_t code)
+static float e4m3_values[256]; /* 2^-8 times the value of a code; filled once, before main */
+
+__attribute__((constructor)) static void fill_values(void)
 {
-    const uint32_t magnitude = code & 0x7f;
-    uint32_t u = (magnitude << 20) + ((uint32_t)(127 - 7 - 8) << 23), small_u;
-    float small = (float)(int32_t)magnitude * 0x1p-17f; /* exponent 0: m * 2^-9 */
-    memcpy(&small_u, &small, sizeof(small));
-    u = magnitude < 8 ? small_u : u;
-    u = magnitude == 0x7f ? 0x7fc00000u : u;
-    u |= (uint32_t)(code & 0x80) << 24;
-    float f;
-    memcpy(&f, &u, sizeof(f));
-    return f;
+    for (int code = 0; code < 256; code++)
+        e4m3_values[code] = td_e4m3_to_f32((uint8_t)code) / TD_DOT_E4M3_UNIT;
 }
 
 static void portable_widen(td_dtype dtype, const void *src, int n, float scale, float *dst)
@@ -47,7 +39,7 @@ static void portable_widen(td_dtype dtype, const void *src, int n, float scale, 
     for (; dtype == TD_BF16 && k < n; k++)
         dst[k] = td_bf16_to_f32(((const td_bf16 *)src)[k]) * scale;
     for (; k < n; k++)
-        dst[k] = e4m3_value(((const uint8_t *)src)[k]) * scale;
+        dst[k] = e4m3_values[((const uint8_t *)src)[k]] * scale;
     memset(dst + n, 0, (size_t)(round_up(n, LANES) - n) * sizeof(*dst));
 }
 
@@ -61,7 +53,7 @@ static float sum_lanes(const float *v)
 
 static void portable_run(td_dtype dtype, int m, const td_dot_chunk *c)
 {
-    (void)dtype; /* f32: not fused */
+    (void)dtype; /* always f32 */
     for (int j = 0; j < c->n; j++) {
         const float *b = (const float *)c->b + j * c->ldb;
         for (int i = 0; i < m; i++) {
@@ -75,7 +67,7 @@ static void portable_run(td_dtype dtype, int m, const td_dot_chunk *c)
     }
 }
 
-const td_dot_kernel td_dot_portable = {PORTABLE_MR, 0, portable_run, portable_widen};
+const td_dot_kernel td_dot_portable = {PORTABLE_MR, {0}, portable_run, portable_widen};
 
 /* ---- blocks ---- */
 
@@ -181,7 +173,7 @@ void td_dot(td_isa isa, const td_dot_args *d, void *scratch, float *out, int64_t
         memset(out + i * out_stride, 0, (size_t)d->n * sizeof(*out));
     if (d->K <= 0)
         return;
-    if (kernel->fused && d->m <= DIRECT_M)
+    if (d->m <= kernel->direct_m[d->dtype])
         dot_direct(kernel, d, scratch, out, out_stride);
     else
         dot_packed(kernel, d, scratch, out, out_stride);

@@ -161,5 +161,5 @@ TD_AVX2 static void widen(td_dtype dtype, const void *src, int n, float scale, f
         widen_row(TD_E4M3, src, n, scale, dst);
 }
 
-const td_dot_kernel td_dot_avx2 = {MR, 1, run, widen};
+const td_dot_kernel td_dot_avx2 = {MR, {[TD_F32] = 6, [TD_BF16] = 6, [TD_E4M3] = 6}, run, widen};
 #endif

@@ -221,5 +221,6 @@ TD_AVX512 static void widen(td_dtype dtype, const void *src, int n, float scale,
         widen_row(FORM_E4M3_NAN, src, n, scale, dst);
 }
 
-const td_dot_kernel td_dot_avx512 = {MR, 1, run, widen};
+const td_dot_kernel td_dot_avx512 = {
+    MR, {[TD_F32] = 12, [TD_BF16] = 12, [TD_E4M3] = 6}, run, widen};
 #endif

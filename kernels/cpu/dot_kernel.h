@@ -19,8 +19,10 @@ typedef struct {
 } td_dot_chunk;
 
 typedef struct {
-    int mr;    /* rows of a that `run` takes at most */
-    int fused; /* reads e4m3 and bf16 rows of b as they are; otherwise f32 only */
+    int mr; /* rows of a that `run` takes at most */
+    /* Up to so many rows of a, b (of this dtype) is read as it is stored; for more it is widened
+     * once, in scratch. All 0: `run` takes f32 only. */
+    int direct_m[3];
     void (*run)(td_dtype dtype, int m, const td_dot_chunk *c);
     /* dst[k] = src[k] as f32 * scale, k < n; zeros up to the next multiple of 16. */
     void (*widen)(td_dtype dtype, const void *src, int n, float scale, float *dst);

@@ -1,5 +1,6 @@
 #include "tests/bench/kernels/bench.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -10,18 +11,12 @@
 #include <immintrin.h>
 #endif
 
-#define ROUNDS 5
+#define ROUNDS 9
 #define PIECE (1 << 20)
-
-static int by_value(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return x < y ? -1 : x > y;
-}
 
 double bench_time(void (*call)(void *arg), void *arg, double min_s)
 {
-    double s[ROUNDS];
+    double best_s = INFINITY;
     call(arg);
     int64_t n = 1;
     for (int r = 0; r < ROUNDS;) {
@@ -33,10 +28,10 @@ double bench_time(void (*call)(void *arg), void *arg, double min_s)
             n = took_s > min_s / 10 ? (int64_t)((double)n * min_s / took_s * 1.2) + 1 : n * 8;
             continue;
         }
-        s[r++] = took_s / (double)n;
+        r++;
+        best_s = fmin(best_s, took_s / (double)n);
     }
-    qsort(s, ROUNDS, sizeof(s[0]), by_value);
-    return s[ROUNDS / 2];
+    return best_s;
 }
 
 typedef struct {

@@ -11,6 +11,7 @@ double bench_copy_rate(td_stream *stream, size_t n_bytes);
  * instruction set. */
 double bench_fma_rate(td_stream *stream);
 
-/* Seconds per call: the median of 5 rounds of at least min_s each. */
+/* Seconds per call: the best of 9 rounds of at least min_s each (whatever else the machine does
+ * only adds). */
 double bench_time(void (*call)(void *arg), void *arg, double min_s);
 #endif

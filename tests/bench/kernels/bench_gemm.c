@@ -53,7 +53,7 @@ static void measure(td_stream *stream, td_dtype dtype, int M, int N, int K, doub
     j.a.xs = xs;
     j.a.ws = ws;
     j.a.y = malloc((size_t)M * (size_t)N * 4);
-    double s = bench_time(call, &j, 0.1);
+    double s = bench_time(call, &j, 0.03);
     double rate = (double)M * N * K / s;
     static const char *const names[] = {"f32", "bf16", "e4m3"};
     printf("%5s %5d %6d %6d %10.1f us %7.1f GFLOP/s %3.0f%% %7.2f GB/s of weights\n", names[dtype],
