@@ -365,6 +365,10 @@ IDLE_GAUGES = ("tandem_requests_active", "tandem_requests_queued", "tandem_calls
                "tandem_transfers_active")
 
 
+CRASHES = [-number for number in (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)]
+SANITIZERS = ("ERROR: AddressSanitizer", "ERROR: LeakSanitizer", "WARNING: ThreadSanitizer", "runtime error: ")
+
+
 class Cluster:
     """A router, prefill daemons and decode daemons. Flags are lists as on the command line, for all of a kind; a list
     of lists gives each its own. start=False: nothing is started (c.start() or the daemons' own start() do it)."""
@@ -463,6 +467,15 @@ class Cluster:
         codes = self.terminate()
         assert all(code == 0 for code in codes.values()), "%s\n%s" % (codes, self.logs(60))
 
+    def check_sane(self):
+        """No daemon crashed, and no sanitizer complained, ended ones included."""
+        for d in self.daemons:
+            code = d.process.poll() if d.process is not None else None
+            assert code not in CRASHES, "%s ended by signal %d\n%s" % (d.name, -code, d.tail(60))
+            log = d.log()
+            found = [mark for mark in SANITIZERS if mark in log]
+            assert not found, "%s: %s\n%s" % (d.name, found, log[log.index(found[0]):][:6000])
+
     def close(self):
         for d in self.daemons:
             d.destroy()
@@ -472,9 +485,13 @@ class Cluster:
         return self
 
     def __exit__(self, kind, value, trace):
-        if kind is not None:
-            print(self.logs(60))
-        self.close()
+        try:
+            if kind is None:
+                self.check_sane()
+            else:
+                print(self.logs(60))
+        finally:
+            self.close()
 
 
 # ---- claims ----
