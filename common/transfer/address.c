@@ -3,8 +3,8 @@
 
 #include <arpa/inet.h>
 #include <fcntl.h>
-#include <netdb.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -29,31 +29,46 @@ void td_read_host_id(unsigned char id[TD_XFER_HOST_ID_BYTES])
     }
 }
 
+static int parse_port(const char *text, uint16_t *port)
+{
+    char *end;
+    if (text[0] < '0' || text[0] > '9')
+        return 0;
+    unsigned long value = strtoul(text, &end, 10);
+    *port = (uint16_t)value;
+    return *end == '\0' && value <= UINT16_MAX;
+}
+
 /* "127.0.0.1:7000" or "[::1]:7000", numeric. */
 static td_status parse_address(const char *text, struct sockaddr_storage *addr, socklen_t *n_bytes,
                                td_err *err)
 {
     char host[64];
-    const char *colon = strrchr(text, ':'), *end = colon;
-    if (colon != NULL && text[0] == '[') {
-        text++;
-        end = colon > text && colon[-1] == ']' ? colon - 1 : NULL;
-    }
-    if (colon == NULL || end == NULL || end == text || (size_t)(end - text) >= sizeof(host))
+    uint16_t port;
+    struct sockaddr_in *in4 = (struct sockaddr_in *)addr;
+    struct sockaddr_in6 *in6 = (struct sockaddr_in6 *)addr;
+    const char *colon = strrchr(text, ':');
+    memset(addr, 0, sizeof(*addr));
+    if (colon == NULL || (size_t)(colon - text) >= sizeof(host) || !parse_port(colon + 1, &port))
         return td_fail(err, TD_CONFIG, "transfer: \"%s\" is not ADDRESS:PORT", text);
-    memcpy(host, text, (size_t)(end - text));
-    host[end - text] = '\0';
-    struct addrinfo hints = {.ai_flags = AI_NUMERICHOST | AI_NUMERICSERV,
-                             .ai_family = AF_UNSPEC,
-                             .ai_socktype = SOCK_STREAM};
-    struct addrinfo *list;
-    int rc = getaddrinfo(host, colon + 1, &hints, &list);
-    if (rc != 0)
-        return td_fail(err, TD_CONFIG, "transfer: address \"%s\": %s", text, gai_strerror(rc));
-    memcpy(addr, list->ai_addr, list->ai_addrlen);
-    *n_bytes = list->ai_addrlen;
-    freeaddrinfo(list);
-    return TD_OK;
+    memcpy(host, text, (size_t)(colon - text));
+    host[colon - text] = '\0';
+    size_t n = strlen(host);
+    if (n > 2 && host[0] == '[' && host[n - 1] == ']') {
+        host[n - 1] = '\0';
+        in6->sin6_family = AF_INET6;
+        in6->sin6_port = htons(port);
+        *n_bytes = sizeof(*in6);
+        if (inet_pton(AF_INET6, host + 1, &in6->sin6_addr) == 1)
+            return TD_OK;
+    } else {
+        in4->sin_family = AF_INET;
+        in4->sin_port = htons(port);
+        *n_bytes = sizeof(*in4);
+        if (inet_pton(AF_INET, host, &in4->sin_addr) == 1)
+            return TD_OK;
+    }
+    return td_fail(err, TD_CONFIG, "transfer: \"%s\" is not a numeric address", text);
 }
 
 /* The address's bytes, and whether it is a wildcard or loopback. */

@@ -31,6 +31,14 @@ void td_xfer_config_init(td_xfer_config *config)
     };
 }
 
+static int is_port_range(const char *text)
+{
+    unsigned low, high;
+    int n = 0;
+    return sscanf(text, "%5u-%5u%n", &low, &high, &n) == 2 && text[n] == '\0' && low > 0 &&
+           low <= high && high <= UINT16_MAX;
+}
+
 static td_status check_config(const td_xfer_config *c, td_err *err)
 {
     if (c->incarnation == NULL || c->incarnation[0] == '\0' ||
@@ -47,6 +55,9 @@ static td_status check_config(const td_xfer_config *c, td_err *err)
         c->max_jobs == 0 || c->max_jobs > 65536 || c->max_pages == 0 || c->max_pages > (1U << 24) ||
         c->gets_per_link == 0 || c->gets_per_link > TD_WIRE_MAX_PULLS)
         return td_fail(err, TD_CONFIG, "transfer: a table's size is out of bounds");
+    if (c->port_range != NULL && !is_port_range(c->port_range))
+        return td_fail(err, TD_CONFIG, "transfer: \"%s\" is not a range of ports, like 7000-7100",
+                       c->port_range);
     if (c->connect_ms <= 0 || c->stall_ms <= 0)
         return td_fail(err, TD_CONFIG, "transfer: times must be positive");
     return TD_OK;

@@ -96,6 +96,59 @@ static td_status configure(ucp_config_t *config, const td_ucx_args *args, td_err
     return st;
 }
 
+/* UCX only warns when a transport or a device is missing. Its list has lines like
+ * `#  resource 1  :  md 1  dev 1  flags -- tcp/lo`. */
+static int has_resource(const char *info, const char *transport, const char *device, size_t n)
+{
+    for (const char *at = strstr(info, "resource "); at != NULL; at = strstr(at + 1, "resource ")) {
+        size_t n_line = strcspn(at, "\n");
+        const char *end = at + n_line, *slash = memchr(at, '/', n_line);
+        if (slash == NULL)
+            continue;
+        const char *name = slash;
+        while (name > at && name[-1] != ' ')
+            name--;
+        if (transport != NULL && ((size_t)(slash - name) != strlen(transport) ||
+                                  memcmp(name, transport, strlen(transport)) != 0))
+            continue;
+        if (device == NULL || ((size_t)(end - slash - 1) == n && memcmp(slash + 1, device, n) == 0))
+            return 1;
+    }
+    return 0;
+}
+
+static td_status judge_resources(const td_ucx_args *args, const char *info, td_err *err)
+{
+    if (!has_resource(info, "tcp", NULL, 0))
+        return td_fail(err, TD_CONFIG,
+                       "ucx: no tcp on devices %s (it also needs /sys and AF_NETLINK), and "
+                       "connections are made over it",
+                       args->net_devices != NULL ? args->net_devices : "any");
+    if (args->transport == TD_XFER_SHM && !has_resource(info, "posix", NULL, 0))
+        return td_fail(err, TD_CONFIG, "ucx: no posix shared memory (/dev/shm) on this machine");
+    for (const char *at = args->net_devices; at != NULL && *at != '\0';) {
+        size_t n = strcspn(at, ",");
+        if (!has_resource(info, NULL, at, n))
+            return td_fail(err, TD_CONFIG, "ucx: network device %.*s is not there", (int)n, at);
+        at += n + (at[n] == ',');
+    }
+    return TD_OK;
+}
+
+static td_status check_resources(const td_ucx *ucx, const td_ucx_args *args, td_err *err)
+{
+    char *info = NULL;
+    size_t n_bytes = 0;
+    FILE *stream = open_memstream(&info, &n_bytes);
+    if (stream == NULL)
+        return td_fail(err, TD_NOMEM, "ucx: no memory");
+    ucp_context_print_info(ucx->context, stream);
+    fclose(stream);
+    td_status st = judge_resources(args, info, err);
+    free(info);
+    return st;
+}
+
 static td_status open_context(td_ucx *ucx, const td_ucx_args *args, td_err *err)
 {
     ucp_config_t *config;

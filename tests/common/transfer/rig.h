@@ -10,7 +10,7 @@ typedef struct {
     td_xfer *xfer;
     td_xfer_config config; /* changed by tests before rig_open() */
     td_xfer_region regions[2];
-    unsigned char *scratch; /* one slot's expected contents */
+    td_xfer_region expected; /* what the source's slots hold */
     uint32_t rng;
 } rig;
 

@@ -85,7 +85,7 @@ TEST(a_blob_arrives_like_a_page)
     rig_init(&r, "auto");
     rig_open(&r);
     td_xfer_link link = rig_up(&r, &source, "posix");
-    unsigned char want[PEER_BLOB_BYTES];
+    _Alignas(8) unsigned char want[PEER_BLOB_BYTES];
     td_xfer_region expected = {want, sizeof(want), 1, 0};
     peer_fill(want, TD_XFER_BLOBS, 5, sizeof(want));
     td_xfer_page page = {5, 2, td_xfer_range_crc(&expected, 0, 0, sizeof(want))};
