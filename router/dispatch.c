@@ -63,8 +63,9 @@ void td_record_free(td_record *r)
 static void leave_workers(td_dispatch *d, td_record *r)
 {
     for (int role = 0; role < TD_N_ROLES; role++) {
-        if (r->worker[role] != NULL)
+        if (r->worker[role] != NULL && r->claimed[role])
             td_worker_unclaim(r->worker[role], r->claim[role]);
+        r->claimed[role] = false;
         r->worker[role] = NULL;
     }
     for (uint32_t i = 0; i < d->n_running; i++) {
@@ -195,6 +196,16 @@ static td_status keep_tokens(td_record *r, const uint32_t *ids, size_t n)
     return TD_OK;
 }
 
+/* With the first token every page has been drawn: prefill has room for the next prompt. */
+static void leave_prefill(td_dispatch *d, td_record *r)
+{
+    if (!r->claimed[TD_ROLE_PREFILL])
+        return;
+    td_worker_unclaim(r->worker[TD_ROLE_PREFILL], r->claim[TD_ROLE_PREFILL]);
+    r->claimed[TD_ROLE_PREFILL] = false;
+    td_task_defer(&d->pump);
+}
+
 static void on_event(td_rpc_request *req, void *user, const void *msg, size_t len)
 {
     td_record *r = user;
@@ -222,8 +233,10 @@ static void on_event(td_rpc_request *req, void *user, const void *msg, size_t le
              n = (uint32_t)event->n_token_ids;
     if (event->finish_reason[0] != '\0')
         r->finish_reason = strcmp(event->finish_reason, "length") == 0 ? "length" : "stop";
-    if (st == TD_OK && n > 0 && r->first_token_ns == 0)
+    if (st == TD_OK && n > 0 && r->first_token_ns == 0) {
         r->first_token_ns = td_now_ns();
+        leave_prefill(d, r);
+    }
     if (st == TD_OK && n > 0)
         r->on_tokens(r, r->generated + first, n); /* may cancel the record: not used after this */
     tandem__v1__decode_event__free_unpacked(event, NULL);
@@ -324,6 +337,7 @@ static bool place(td_dispatch *d, td_record *r)
         r->worker[role] = chosen[role];
         r->served_by[role] = chosen[role];
         td_worker_claim(chosen[role], r->claim[role]);
+        r->claimed[role] = true;
     }
     td_err err;
     if (start(r, &err) != TD_OK)

@@ -52,6 +52,7 @@ struct td_record {
     td_worker *worker[TD_N_ROLES];          /* of the present attempt */
     const td_worker *served_by[TD_N_ROLES]; /* of the last attempt; NULL: there was none */
     td_claim claim[TD_N_ROLES];
+    bool claimed[TD_N_ROLES];  /* prefill's only until the first token */
     td_rpc_request *stream;    /* to decode */
     const char *finish_reason; /* NULL until decode named one */
     uint32_t n_drafted, n_accepted;

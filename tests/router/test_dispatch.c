@@ -106,6 +106,25 @@ TEST(drafts_are_part_of_the_claim)
     world_close(&w);
 }
 
+TEST(prefill_has_room_again_when_the_first_token_came)
+{
+    static const uint32_t id = 4;
+    world w;
+    probe p[2];
+    world_open(&w, &(world_conf){.n_decode = 2, .max_requests = 1});
+    TD_EQ(TD_OK, submit(&w, &p[0], 10, 10, 5000, NULL));
+    TD_EQ(TD_OK, submit(&w, &p[1], 10, 10, 5000, NULL)); /* the one prefill is taken */
+    fake_call *c = started(&w, 0);
+    world_run_ms(&w, 50);
+    TD_EQ(1, world_n_calls(&w));
+    fake_send(c, &id, 1);
+    started(&w, 1); /* while the first still runs */
+    TD_EQ(1, world_registered(&w, world_prefill(&w, 0))->n_claims);
+    for (int i = 0; i < 2; i++)
+        td_dispatch_cancel(w.dispatch, p[i].r);
+    world_close(&w);
+}
+
 TEST(cancelling_frees_claims_and_tells_decode)
 {
     world w;
