@@ -163,10 +163,9 @@ static td_status open_context(td_ucx *ucx, const td_ucx_args *args, td_err *err)
             .mt_workers_shared = 0,
         };
         status = ucp_init(&params, config, &ucx->context);
-        if (status != UCS_OK)
-            st = td_fail(
-                err, TD_CONFIG, "ucx: transports %s, devices %s: %s", transports(args->transport),
-                args->net_devices != NULL ? args->net_devices : "any", ucs_status_string(status));
+        st = status == UCS_OK ? check_resources(ucx, args, err)
+                              : td_fail(err, TD_CONFIG, "ucx: transports %s: %s",
+                                        transports(args->transport), ucs_status_string(status));
     }
     ucp_config_release(config);
     return st;
