@@ -37,7 +37,10 @@ td_status td_addr_parse(const char *text, td_addr *out, td_err *err)
             return td_fail(err, TD_INVALID, "address \"%.280s\": not host:port", text);
     }
     size_t n_host = (size_t)(end - host);
-    if (n_host == 0 || n_host >= sizeof(addr.host) || memchr(host, ' ', n_host) != NULL)
+    bool printable = true; /* it stands in logs and tables */
+    for (size_t i = 0; i < n_host; i++)
+        printable = printable && host[i] > ' ' && host[i] < 0x7f;
+    if (n_host == 0 || n_host >= sizeof(addr.host) || !printable)
         return td_fail(err, TD_INVALID, "address \"%.280s\": bad host", text);
     memcpy(addr.host, host, n_host);
     if (!parse_port(end + (text[0] == '[' ? 2 : 1), &addr.port))

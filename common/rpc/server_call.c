@@ -13,6 +13,8 @@ typedef enum { CALL_OPEN, CALL_CUT_OFF, CALL_ENDED } call_state;
 
 #define BIT(s) (1U << (s))
 
+enum { MAX_HEADERS = 36 }; /* of an answer */
+
 static const struct {
     const char *name;
     unsigned may_enter; /* one bit per next state */
@@ -64,6 +66,19 @@ static void enter(td_rpc_call *call, call_state next)
 
 /* ---- ending ---- */
 
+/* The first headers of an answer, [MAX_HEADERS]; leaves room for two more. */
+static size_t head_of_answer(const td_rpc_call *call, nghttp2_nv *nv)
+{
+    size_t n = 0;
+    uint32_t pos = 0;
+    const char *name, *value;
+    nv[n++] = td_h2_nv(":status", "200");
+    nv[n++] = td_h2_nv("content-type", "application/grpc");
+    while (n < MAX_HEADERS - 2 && td_meta_next(&call->reply_headers, &pos, &name, &value))
+        nv[n++] = td_h2_nv(name, value);
+    return n;
+}
+
 /* Last words to the client: what is queued, then the status. */
 static void say_goodbye(td_rpc_call *call, td_grpc_status status, const char *message)
 {
@@ -79,10 +94,9 @@ static void say_goodbye(td_rpc_call *call, td_grpc_status status, const char *me
     } else {
         char code[4];
         snprintf(code, sizeof(code), "%d", (int)status);
-        nghttp2_nv nv[4] = {td_h2_nv(":status", "200"),
-                            td_h2_nv("content-type", "application/grpc"),
-                            td_h2_nv("grpc-status", code)};
-        size_t n = 3;
+        nghttp2_nv nv[MAX_HEADERS];
+        size_t n = head_of_answer(call, nv);
+        nv[n++] = td_h2_nv("grpc-status", code);
         if (call->message != NULL)
             nv[n++] = td_h2_nv("grpc-message", call->message);
         td_h2_respond(&call->s, nv, n, true);
@@ -349,15 +363,8 @@ void td_rpc_call_on_close(td_h2_stream *s, bool lost, uint32_t h2_error)
 
 static void start_response(td_rpc_call *call)
 {
-    enum { MAX_HEADERS = 34 };
-    nghttp2_nv nv[MAX_HEADERS] = {td_h2_nv(":status", "200"),
-                                  td_h2_nv("content-type", "application/grpc")};
-    size_t n = 2;
-    uint32_t pos = 0;
-    const char *name, *value;
-    while (n < MAX_HEADERS && td_meta_next(&call->reply_headers, &pos, &name, &value))
-        nv[n++] = td_h2_nv(name, value);
-    td_h2_respond(&call->s, nv, n, false);
+    nghttp2_nv nv[MAX_HEADERS];
+    td_h2_respond(&call->s, nv, head_of_answer(call, nv), false);
 }
 
 static void cut_off(td_rpc_call *call, size_t queued)

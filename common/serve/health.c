@@ -128,3 +128,13 @@ void td_health_set(td_health *health, bool serving)
         td_message_send(health->watchers[i].call, &res.base);
     }
 }
+
+void td_health_end(td_health *health)
+{
+    for (uint32_t i = 0; i < TD_HEALTH_MAX_WATCHERS; i++) {
+        if (health->watchers[i].call == NULL)
+            continue;
+        td_rpc_call_finish(health->watchers[i].call, TD_GRPC_UNAVAILABLE, "the process ends");
+        health->watchers[i].call = NULL;
+    }
+}

@@ -24,4 +24,5 @@ void td_health_init(td_health *health, const char *const *services, uint32_t n_s
 /* Fills TD_HEALTH_N_METHODS rows of a server's method table; health outlives the server. */
 void td_health_methods(td_health *health, td_rpc_method *rows);
 void td_health_set(td_health *health, bool serving); /* tells the watchers */
+void td_health_end(td_health *health); /* ends every Watch: the process is about to exit */
 #endif

@@ -22,6 +22,12 @@ void td_incarnation_make(char out[static TD_INCARNATION_BYTES])
     snprintf(out, TD_INCARNATION_BYTES, "%016llx", (unsigned long long)bits);
 }
 
+bool td_incarnation_valid(const char *text)
+{
+    return strlen(text) == TD_INCARNATION_BYTES - 1 &&
+           strspn(text, "0123456789abcdef") == TD_INCARNATION_BYTES - 1;
+}
+
 bool td_request_id_valid(const char *text, size_t n)
 {
     static const char allowed[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"

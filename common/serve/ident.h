@@ -13,6 +13,7 @@
 
 /* 64 random bits: a process that restarted behind the same address has another one. */
 void td_incarnation_make(char out[static TD_INCARNATION_BYTES]);
+bool td_incarnation_valid(const char *text); /* has the form of one */
 
 /* A request id goes into every RPC and log line: 1 to TD_REQUEST_ID_MAX of letters, digits and
  * -_.:~/+@= */

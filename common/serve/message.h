@@ -10,7 +10,7 @@
 #include <stddef.h>
 
 /* TD_OK: *out is the caller's until protobuf_c_message_free_unpacked(*out, NULL). TD_INVALID: not
- * this message. */
+ * this message, or one that would take far more memory than its length. */
 td_status td_message_unpack(const ProtobufCMessageDescriptor *type, const void *bytes, size_t len,
                             ProtobufCMessage **out, td_err *err);
 /* As td_rpc_call_send(); TD_NOMEM when there is no memory to pack it. */

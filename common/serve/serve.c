@@ -58,6 +58,15 @@ static void notify_state(td_serve *serve, const char *extra)
                serve->status[0] != '\0' ? ": " : "", serve->status);
 }
 
+/* While it starts, an engine loads weights, for as long as that takes: systemd's TimeoutStartSec
+ * watches over it then. */
+static int64_t silence(const td_serve *serve, td_progress *engine, int64_t now)
+{
+    if (serve->state == TD_SERVE_STARTING)
+        return 0;
+    return now - atomic_load_explicit(&engine->ticked_ns, memory_order_relaxed);
+}
+
 /* How many engines are stuck; the first one's name and silence. */
 static uint32_t count_stuck(const td_serve *serve, const char **name, int64_t *for_ns)
 {
@@ -67,7 +76,7 @@ static uint32_t count_stuck(const td_serve *serve, const char **name, int64_t *f
     *for_ns = 0;
     for (uint32_t i = 0; i < serve->n_engines; i++) {
         td_progress *engine = (td_progress *)&serve->engines[i]; /* C11 atomics take no const */
-        int64_t silent = now - atomic_load_explicit(&engine->ticked_ns, memory_order_relaxed);
+        int64_t silent = silence(serve, engine, now);
         if (silent <= serve->limit_ns)
             continue;
         if (n++ == 0) {
@@ -86,7 +95,7 @@ static void look_at_engines(td_timer *timer, void *user)
     bool all_tick = true;
     for (uint32_t i = 0; i < serve->n_engines; i++) {
         td_progress *engine = &serve->engines[i];
-        int64_t silent = now - atomic_load_explicit(&engine->ticked_ns, memory_order_relaxed);
+        int64_t silent = silence(serve, engine, now);
         bool stuck = silent > serve->limit_ns;
         if (stuck && !engine->stuck)
             td_error("engine.stuck", "engine=%s silent_ms=%lld", engine->name,

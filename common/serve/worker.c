@@ -28,6 +28,8 @@ static void on_heartbeat(td_rpc_call *call, void *user, const void *msg, size_t 
     }
     status.pages = pointers;
     s->status(s->user, &status);
+    td_serve_status(s->serve, "%u requests, %u of them waiting", status.requests_active,
+                    status.requests_queued);
     Tandem__V1__HeartbeatResponse res = TANDEM__V1__HEARTBEAT_RESPONSE__INIT;
     res.status = &status;
     td_message_reply(call, &res.base);

@@ -8,7 +8,8 @@
 
 #define TD_WORKER_N_METHODS 3
 #define TD_WORKER_MAX_PAGE_STATES 8
-#define TD_WORKER_MAX_ROWS 512 /* links or transfers in one answer */
+#define TD_WORKER_MAX_ROWS 512            /* links or transfers in one answer */
+#define TD_WORKER_MAX_MESSAGE (16U << 20) /* prompts of a million ids fit */
 
 typedef struct {
     td_serve *serve;

@@ -1,0 +1,44 @@
+#include "common/serve/rest.h"
+
+#include "common/base/clock.h"
+
+#define LOOK_MS 20
+/* Whoever has not read his last bytes by then, or holds a stream open that is no work of ours
+ * (reflection), is cut off. */
+#define TELL_MS 1000
+
+static void on_told(void *user)
+{
+    td_rest *rest = user;
+    td_timer_stop(&rest->look);
+    td_serve_drained(rest->serve);
+}
+
+static void on_look(td_timer *timer, void *user)
+{
+    td_rest *rest = user;
+    int64_t now = td_now_ns();
+    (void)timer;
+    if (rest->telling) {
+        if (now >= rest->until_ns)
+            on_told(rest);
+        return;
+    }
+    if (rest->active(rest->user) > 0)
+        return;
+    rest->telling = true;
+    rest->until_ns = now + TELL_MS * TD_NS_PER_MS;
+    td_health_end(rest->health);
+    td_rpc_server_drain(rest->server, on_told, rest);
+}
+
+void td_rest_begin(td_rest *rest, td_loop *loop)
+{
+    td_timer_init(&rest->look, loop, on_look, rest);
+    td_timer_every(&rest->look, td_now_ns(), LOOK_MS * TD_NS_PER_MS);
+}
+
+void td_rest_stop(td_rest *rest)
+{
+    td_timer_stop(&rest->look);
+}
