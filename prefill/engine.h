@@ -7,6 +7,8 @@
 #include "prefill/conf.h"
 #include "prefill/rank_thread.h"
 
+#define TD_PREFILL_MAX_RANKS 64
+
 typedef struct td_prefill_engine td_prefill_engine;
 
 typedef struct {           /* a chunk of one prompt in a step */
@@ -42,8 +44,7 @@ void td_prefill_engine_close(td_prefill_engine *engine);
 
 bool td_prefill_engine_busy(const td_prefill_engine *engine); /* a step is under way */
 /* Chunks [n]: 1..max-batch of together at most `chunk` tokens. Not while busy. */
-td_status td_prefill_engine_step(td_prefill_engine *engine, const td_chunk *chunks, uint32_t n,
-                                 td_err *err);
+void td_prefill_engine_step(td_prefill_engine *engine, const td_chunk *chunks, uint32_t n);
 
 const td_model_config *td_prefill_engine_config(const td_prefill_engine *engine);
 const td_kv_layout *td_prefill_engine_layout(const td_prefill_engine *engine);

@@ -1,7 +1,7 @@
 /* tandem-prefill: boot, drain, exit. */
 #include "common/base/clock.h"
 #include "common/base/log.h"
-#include "common/serve/health.h"
+#include "common/serve/rest.h"
 #include "common/serve/worker.h"
 #include "prefill/report.h"
 #include "prefill/service.h"
@@ -9,6 +9,7 @@
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #define N_METHODS (TD_PREFILL_N_METHODS + TD_WORKER_N_METHODS + TD_HEALTH_N_METHODS)
 
@@ -29,7 +30,7 @@ typedef struct {
     td_health health;
     td_rpc_method methods[N_METHODS];
     td_rpc_server *server;
-    td_timer drain_check;
+    td_rest rest;
     bool draining;
 } daemon_state;
 
@@ -39,7 +40,9 @@ static void on_fatal(void *user, const td_err *err)
 {
     (void)user;
     td_error("prefill.fatal", "why=\"%s\"", err->text);
-    exit(1); /* a rank that failed cannot be trusted again; systemd starts a fresh process */
+    /* A rank that failed cannot be trusted again; systemd starts a fresh process. Threads run: no
+     * destructors. */
+    _exit(1);
 }
 
 static void on_engine_ready(void *user)
@@ -76,13 +79,10 @@ static void on_step_done(void *user, const td_step_result *results, uint32_t n)
 
 /* ---- drain and exit ---- */
 
-static void check_drained(td_timer *timer, void *user)
+static uint32_t active(void *user)
 {
-    daemon_state *d = user;
-    if (d->prompts != NULL && td_prompts_active(d->prompts) > 0)
-        return;
-    td_timer_stop(timer);
-    td_serve_drained(d->serve);
+    const daemon_state *d = user;
+    return d->prompts != NULL ? td_prompts_active(d->prompts) : 0;
 }
 
 static void on_drain(void *user)
@@ -90,7 +90,9 @@ static void on_drain(void *user)
     daemon_state *d = user;
     d->draining = true;
     td_health_set(&d->health, false);
-    td_timer_every(&d->drain_check, 0, 20 * TD_NS_PER_MS);
+    d->rest = (td_rest){
+        .serve = d->serve, .server = d->server, .health = &d->health, .active = active, .user = d};
+    td_rest_begin(&d->rest, d->loop);
 }
 
 static void on_server_closed(void *user)
@@ -108,13 +110,11 @@ static void on_server_closed(void *user)
 static void on_exit_now(void *user, bool drained)
 {
     daemon_state *d = user;
-    td_info("prefill.exit", "drained=%d active=%u", drained,
-            d->prompts != NULL ? td_prompts_active(d->prompts) : 0);
-    td_timer_stop(&d->drain_check);
+    td_info("prefill.exit", "drained=%d active=%u", drained, active(d));
+    td_rest_stop(&d->rest);
     if (d->prompts == NULL || td_prefill_engine_busy(d->engine))
-        exit(drained
-                 ? 0
-                 : 1); /* a step (or the boot) is under way; nothing of ours outlives the process */
+        _exit(drained ? 0 : 1); /* a step (or the boot) is under way on threads that cannot be
+                                   stopped; nothing of ours outlives the process */
     td_rpc_server_close(d->server, on_server_closed, d);
 }
 
@@ -144,6 +144,7 @@ static td_status open_server(daemon_state *d, const td_addr *listen, td_err *err
         .methods = d->methods,
         .n_methods = N_METHODS,
         .name = "control",
+        .max_message_bytes = TD_WORKER_MAX_MESSAGE,
         .max_backlog_bytes = 16U << 20, /* a decode daemon that is slow to read holds KV, not us */
         .keepalive_ms = 1000,
         .keepalive_reply_ms = 2000, /* a stopped decode daemon's prompts are given up */
@@ -164,7 +165,6 @@ static td_status boot(daemon_state *d, td_err *err)
         st = td_loop_create(&d->loop, err);
     if (st != TD_OK)
         return st;
-    td_timer_init(&d->drain_check, d->loop, check_drained, d);
     td_serve_conf serve = {.loop = d->loop,
                            .admin = admin,
                            .metrics = d->metrics,

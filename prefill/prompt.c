@@ -21,6 +21,7 @@ struct td_prompts {
     uint64_t owners, arrivals;
     td_task start; /* build the next step, outside the caller's stack */
     td_timer leases;
+    int64_t looked_ns; /* at the leases */
     td_step_plan plan; /* of the step under way */
     td_metric *m_active, *m_streams, *m_transfers, *m_leases, *m_prompt_tokens;
     td_kv_pool_metrics m_pages;
@@ -73,6 +74,7 @@ static void end_prompt(td_prompts *p, td_prompt *r)
     r->tokens = NULL;
     r->pages = r->generations = NULL;
     r->call = NULL;
+    r->reader->n_prompts--;
     set_state(p, r, TD_PROMPT_FREE);
     td_task_defer(&p->start); /* there may be room for one that waits */
     update_gauges(p);
@@ -101,7 +103,7 @@ static td_prompt *find(td_prompts *p, const char *incarnation, uint64_t number)
     for (uint32_t i = 0; i < p->n_rows; i++) {
         td_prompt *r = &p->rows[i];
         if (r->state != TD_PROMPT_FREE && r->number == number &&
-            strcmp(r->decode_incarnation, incarnation) == 0)
+            strcmp(r->reader->incarnation, incarnation) == 0)
             return r;
     }
     return NULL;
@@ -165,19 +167,12 @@ static void start_step(td_task *task, void *user)
         td_schedule_chunk(r, p->plan.n_tokens[i], &chunks[i]);
         r->in_step = true;
     }
-    td_err err;
-    if (td_prefill_engine_step(p->conf.engine, chunks, p->plan.n, &err) == TD_OK)
-        return;
-    for (uint32_t i = 0; i < p->plan.n; i++) {
-        td_prompt *r = &p->rows[p->plan.rows[i]];
-        r->in_step = false;
-        fail(p, r, TD_GRPC_INTERNAL, err.text);
-    }
+    td_prefill_engine_step(p->conf.engine, chunks, p->plan.n);
 }
 
 static td_status check(td_prompts *p, const td_prompt_args *a, uint32_t n_pages, td_err *err)
 {
-    if (find(p, a->decode_incarnation, a->number) != NULL)
+    if (find(p, a->reader->incarnation, a->number) != NULL)
         return td_fail(err, TD_INVALID, "number %" PRIu64 " is in use by this decode daemon",
                        a->number);
     if (n_pages > td_kv_pool_n_pages(p->pool))
@@ -206,6 +201,7 @@ td_status td_prompts_add(td_prompts *p, const td_prompt_args *a, td_err *err)
         r++;
     *r = (td_prompt){.owner = ++p->owners,
                      .number = a->number,
+                     .reader = a->reader,
                      .call = a->call,
                      .n_tokens = (int32_t)a->n_tokens,
                      .sampling = *a->sampling,
@@ -215,7 +211,6 @@ td_status td_prompts_add(td_prompts *p, const td_prompt_args *a, td_err *err)
                      .arrived_ns = td_now_ns(),
                      .order = ++p->arrivals};
     strncpy(r->id, a->id, sizeof(r->id) - 1);
-    strncpy(r->decode_incarnation, a->decode_incarnation, sizeof(r->decode_incarnation) - 1);
     r->tokens = malloc(a->n_tokens * sizeof(*r->tokens));
     r->pages = malloc(n_pages * sizeof(*r->pages));
     r->generations = malloc(n_pages * sizeof(*r->generations));
@@ -227,6 +222,7 @@ td_status td_prompts_add(td_prompts *p, const td_prompt_args *a, td_err *err)
         return td_fail(err, TD_NOMEM, "no memory for a prompt of %zu tokens", a->n_tokens);
     }
     memcpy(r->tokens, a->tokens, a->n_tokens * sizeof(*r->tokens));
+    r->reader->n_prompts++;
     set_state(p, r, TD_PROMPT_WAITING);
     td_task_defer(&p->start);
     update_gauges(p);
@@ -235,7 +231,7 @@ td_status td_prompts_add(td_prompts *p, const td_prompt_args *a, td_err *err)
 
 /* ---- what the engine finishes ---- */
 
-static void announce(td_prompt *r, const td_step_chunk *c, uint32_t first_layer,
+static void announce(td_prompts *p, td_prompt *r, const td_step_chunk *c, uint32_t first_layer,
                      uint32_t last_layer, const uint32_t *crc)
 {
     Tandem__V1__PagesReady pages = TANDEM__V1__PAGES_READY__INIT;
@@ -250,7 +246,9 @@ static void announce(td_prompt *r, const td_step_chunk *c, uint32_t first_layer,
     Tandem__V1__PrefillEvent event = TANDEM__V1__PREFILL_EVENT__INIT;
     event.event_case = TANDEM__V1__PREFILL_EVENT__EVENT_PAGES;
     event.pages = &pages;
-    td_message_send(r->call, &event.base); /* a refusal is followed by td_prompts_call_gone() */
+    td_status st = td_message_send(r->call, &event.base);
+    if (st == TD_NOMEM || st == TD_TOO_LARGE) /* others are followed by td_prompts_call_gone() */
+        fail(p, r, td_grpc_from_status(st), "prefill: pages could not be announced");
 }
 
 void td_prompts_on_group(td_prompts *p, uint32_t first_layer, uint32_t last_layer,
@@ -262,7 +260,7 @@ void td_prompts_on_group(td_prompts *p, uint32_t first_layer, uint32_t last_laye
         td_prompt *r = &p->rows[p->plan.rows[i]];
         td_step_chunk c = td_schedule_pages(r, p->plan.n_tokens[i]);
         if (r->call != NULL && (r->want_draft || (int32_t)first_layer != draft))
-            announce(r, &c, first_layer, last_layer, crc + at);
+            announce(p, r, &c, first_layer, last_layer, crc + at);
         at += c.last_page - c.first_page;
     }
     td_assert(at == n);
@@ -286,6 +284,7 @@ static void serve(td_prompts *p, td_prompt *r, const td_step_result *result)
     td_kv_pool_mark(p->pool, r->owner, r->pages, r->n_pages, TD_PAGE_SERVED);
     set_state(p, r, TD_PROMPT_SERVED);
     r->lease_ns = now + p->conf.conf->lease_ms * TD_NS_PER_MS;
+    r->reader->n_pages_served += r->n_pages;
     td_message_reply(r->call, &event.base);
     r->call = NULL;
 }
@@ -315,26 +314,39 @@ void td_prompts_release(td_prompts *p, const char *incarnation, uint64_t number)
         return;
     if (r->state == TD_PROMPT_SERVED)
         end_prompt(p, r);
-    else
+    else if (!r->cancelled)
         fail(p, r, TD_GRPC_CANCELLED, "released by the decode daemon");
 }
 
 bool td_prompts_renew(td_prompts *p, const char *incarnation, uint64_t number)
 {
     td_prompt *r = find(p, incarnation, number);
-    if (r == NULL)
+    if (r == NULL || r->cancelled)
         return false;
     r->lease_ns = td_now_ns() + p->conf.conf->lease_ms * TD_NS_PER_MS;
     return true;
 }
 
-void td_prompts_call_gone(td_prompts *p, td_rpc_call *call)
+void td_prompts_call_gone(td_prompts *p, td_rpc_call *call, td_grpc_status why)
 {
-    for (uint32_t i = 0; i < p->n_rows; i++)
-        if (p->rows[i].state != TD_PROMPT_FREE && p->rows[i].call == call) {
-            cancel(p, &p->rows[i]);
-            return;
-        }
+    for (uint32_t i = 0; i < p->n_rows; i++) {
+        td_prompt *r = &p->rows[i];
+        if (r->state == TD_PROMPT_FREE || r->call != call)
+            continue;
+        td_info("prompt.cancel", "req=%s state=%s why=%s", r->id, state_names[r->state],
+                td_grpc_status_name(why));
+        cancel(p, r);
+        return;
+    }
+}
+
+/* A process that was stopped finds its timers due before it has read what waits in its sockets: the
+ * renewals of its peers may be among it. */
+static bool was_stopped(td_prompts *p, int64_t now)
+{
+    int64_t since_ns = now - p->looked_ns;
+    p->looked_ns = now;
+    return since_ns > p->conf.conf->lease_ms * TD_NS_PER_MS / 2;
 }
 
 static void end_leases(td_timer *timer, void *user)
@@ -342,12 +354,15 @@ static void end_leases(td_timer *timer, void *user)
     td_prompts *p = user;
     int64_t now = td_now_ns();
     (void)timer;
+    if (was_stopped(p, now))
+        return;
     for (uint32_t i = 0; i < p->n_rows; i++) {
         td_prompt *r = &p->rows[i];
         if (r->state != TD_PROMPT_SERVED || now < r->lease_ns)
             continue;
-        td_warn("prompt.lease_end", "req=%s peer=%s pages=%u held_ms=%.0f", r->id,
-                r->decode_incarnation, r->n_pages, (double)(now - r->since_ns) / 1e6);
+        td_warn("prompt.lease_end", "req=%s peer=%s incarnation=%s pages=%u held_ms=%.0f", r->id,
+                r->reader->address, r->reader->incarnation, r->n_pages,
+                (double)(now - r->since_ns) / 1e6);
         td_metric_add(p->m_leases, 1);
         end_prompt(p, r);
     }
@@ -394,7 +409,8 @@ td_status td_prompts_create(const td_prompts_conf *conf, td_prompts **out, td_er
         return st;
     }
     int64_t period = conf->conf->lease_ms * TD_NS_PER_MS / 4;
-    td_timer_every(&p->leases, td_now_ns() + period, period);
+    p->looked_ns = td_now_ns();
+    td_timer_every(&p->leases, p->looked_ns + period, period);
     update_gauges(p);
     *out = p;
     return TD_OK;

@@ -6,8 +6,8 @@
 #include "common/base/metrics.h"
 #include "common/kv/pool.h"
 #include "common/rpc/server.h"
-#include "common/serve/ident.h"
 #include "prefill/engine.h"
+#include "prefill/readers.h"
 
 typedef enum {
     TD_PROMPT_FREE,
@@ -21,7 +21,7 @@ typedef struct {
     td_prompt_state state;
     uint64_t owner;  /* of its pages; this process's own number */
     uint64_t number; /* the decode process's */
-    char decode_incarnation[TD_INCARNATION_BYTES];
+    td_prefill_reader *reader;
     char id[TD_REQUEST_ID_MAX + 1];
     td_rpc_call *call; /* NULL once the stream has ended */
     int32_t *tokens;   /* [n_tokens], owned */
@@ -50,7 +50,8 @@ td_status td_prompts_create(const td_prompts_conf *conf, td_prompts **out, td_er
 void td_prompts_destroy(td_prompts *prompts); /* NULL is fine */
 
 typedef struct {
-    const char *id, *decode_incarnation;
+    const char *id;
+    td_prefill_reader *reader;
     uint64_t number;
     td_rpc_call *call;
     const uint32_t *tokens;
@@ -67,7 +68,7 @@ void td_prompts_release(td_prompts *prompts, const char *decode_incarnation, uin
 /* False: not held here. */
 bool td_prompts_renew(td_prompts *prompts, const char *decode_incarnation, uint64_t number);
 /* The stream is over: unless it is served already, the prompt ends. */
-void td_prompts_call_gone(td_prompts *prompts, td_rpc_call *call);
+void td_prompts_call_gone(td_prompts *prompts, td_rpc_call *call, td_grpc_status why);
 
 /* From the engine. */
 void td_prompts_on_group(td_prompts *prompts, uint32_t first_layer, uint32_t last_layer,

@@ -9,9 +9,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* The loop takes events at once; a ring that stays full so long means that it is stuck. */
-#define PUSH_PATIENCE_MS 10000
-
 uint32_t td_step_max_pages(uint32_t chunk, uint32_t max_batch)
 {
     return chunk / TD_PAGE_TOKENS + max_batch;
@@ -26,12 +23,8 @@ size_t td_rank_event_bytes(uint32_t chunk, uint32_t max_batch)
 
 static void push_event(td_rank_thread *t, size_t n_behind)
 {
-    int64_t give_up = td_now_ns() + PUSH_PATIENCE_MS * TD_NS_PER_MS;
-    while (td_mailbox_push(t->events, t->event, sizeof(td_rank_event) + n_behind) != TD_OK) {
-        td_progress_tick(t->progress);
-        td_assert(td_now_ns() < give_up);
-        td_sleep_ms(1);
-    }
+    td_status st = td_mailbox_push(t->events, t->event, sizeof(td_rank_event) + n_behind);
+    td_assert(st == TD_OK); /* room for all events of a step: see start_rank() in engine.c */
 }
 
 static td_rank_event *new_event(td_rank_thread *t, td_from_rank_kind kind)

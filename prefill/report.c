@@ -2,7 +2,7 @@
 
 #include "common/base/clock.h"
 
-#include <string.h>
+#define SHOWN_FOR_NS (600 * TD_NS_PER_S)
 
 void td_prefill_report_status(void *user, Tandem__V1__WorkerStatus *status)
 {
@@ -26,22 +26,24 @@ void td_prefill_report_status(void *user, Tandem__V1__WorkerStatus *status)
     status->n_pages = TD_PAGE_N_STATES;
 }
 
-/* A source sees who connected and what it gave out; bytes and rates are the reader's to count. */
+/* A source sees who connected and what it gave out; what arrived, and how fast, is the reader's to
+ * count. Who has not been heard for long may be gone, and is left out. */
 uint32_t td_prefill_report_links(void *user, Tandem__V1__Link *rows)
 {
     const td_prefill_report *r = user;
     int64_t now = td_now_ns();
     uint32_t n = 0;
-    for (int i = 0; i < TD_PREFILL_MAX_PEERS && n < TD_WORKER_MAX_ROWS; i++) {
-        const td_decode_peer *peer = &r->service->peers[i];
-        if (peer->incarnation[0] == '\0')
+    for (int i = 0; i < TD_PREFILL_MAX_READERS && n < TD_WORKER_MAX_ROWS; i++) {
+        const td_prefill_reader *peer = &r->service->readers.rows[i];
+        if (peer->incarnation[0] == '\0' ||
+            (peer->n_prompts == 0 && now - peer->seen_ns > SHOWN_FOR_NS))
             continue;
         rows[n].peer = (char *)peer->address;
         rows[n].peer_incarnation = (char *)peer->incarnation;
         rows[n].role = (char *)"source";
         rows[n].state = (char *)"up";
-        rows[n].gets = peer->n_pages;
-        rows[n].bytes = peer->n_pages * td_prefill_engine_layout(r->engine)->page_stride;
+        rows[n].gets = peer->n_pages_served;
+        rows[n].bytes = peer->n_pages_served * td_prefill_engine_layout(r->engine)->page_stride;
         rows[n++].age_s = (double)(now - peer->seen_ns) / 1e9;
     }
     return n;
@@ -68,11 +70,12 @@ uint32_t td_prefill_report_transfers(void *user, bool live_only, Tandem__V1__Tra
         if (p->state == TD_PROMPT_FREE)
             continue;
         rows[n].request_id = (char *)p->id;
-        rows[n].peer = (char *)p->decode_incarnation;
+        rows[n].peer = (char *)p->reader->address;
         rows[n].stage = (char *)stage_of(p);
         rows[n].role = (char *)"source";
         rows[n].age_s = (double)(now - p->since_ns) / 1e9;
-        rows[n].pages = (uint32_t)p->n_done / TD_PAGE_TOKENS;
+        rows[n].pages =
+            p->n_done == p->n_tokens ? p->n_pages : (uint32_t)p->n_done / TD_PAGE_TOKENS;
         rows[n].pages_total = p->n_pages;
         rows[n++].bytes_total = p->n_pages * td_prefill_engine_layout(r->engine)->page_stride;
     }

@@ -6,7 +6,6 @@
 #include "common/serve/message.h"
 #include "proto/tandem/v1/prefill.pb-c.h"
 
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -29,43 +28,13 @@ static td_status check_incarnation(const td_prefill_service *s, const char *mean
                    ours);
 }
 
-static td_decode_peer *find_peer(td_prefill_service *s, const char *incarnation)
-{
-    for (int i = 0; i < TD_PREFILL_MAX_PEERS; i++)
-        if (incarnation[0] != '\0' && strcmp(s->peers[i].incarnation, incarnation) == 0)
-            return &s->peers[i];
-    return NULL;
-}
-
-/* A row for a new peer: a free one, or the one not seen for longest. */
-static td_decode_peer *oldest_peer(td_prefill_service *s)
-{
-    td_decode_peer *best = &s->peers[0];
-    for (int i = 1; i < TD_PREFILL_MAX_PEERS; i++)
-        if (s->peers[i].seen_ns < best->seen_ns)
-            best = &s->peers[i];
-    return best;
-}
-
-static void remember_peer(td_prefill_service *s, const Tandem__V1__ConnectRequest *req)
-{
-    td_decode_peer *peer = find_peer(s, req->incarnation);
-    if (peer == NULL) {
-        peer = oldest_peer(s);
-        *peer = (td_decode_peer){0};
-        snprintf(peer->incarnation, sizeof(peer->incarnation), "%s", req->incarnation);
-    }
-    snprintf(peer->address, sizeof(peer->address), "%s", req->address);
-    peer->seen_ns = td_now_ns();
-}
-
 /* ---- Connect ---- */
 
 static void reply_connect(td_prefill_service *s, td_rpc_call *call)
 {
     td_fingerprint_message fp;
     td_fingerprint_to_message(td_prefill_engine_fingerprint(s->engine), &fp);
-    ProtobufCBinaryData descriptors[64];
+    ProtobufCBinaryData descriptors[TD_PREFILL_MAX_RANKS];
     Tandem__V1__ConnectResponse res = TANDEM__V1__CONNECT_RESPONSE__INIT;
     res.incarnation = (char *)td_serve_incarnation(s->serve);
     res.build = (char *)TANDEM_VERSION;
@@ -101,14 +70,13 @@ static void on_connect(td_rpc_call *call, void *user, const void *msg, size_t le
     td_fingerprint theirs;
     char diff[400];
     st = td_fingerprint_from_message(req->fingerprint, req->n_fingerprint, &theirs, &err);
-    if (st == TD_OK && strlen(req->incarnation) != TD_INCARNATION_BYTES - 1)
-        st = td_fail(&err, TD_INVALID, "prefill: incarnation must have 16 characters");
     if (st == TD_OK && td_fingerprint_diff(td_prefill_engine_fingerprint(s->engine), &theirs, diff,
                                            sizeof(diff)) > 0)
         st = td_fail(&err, TD_PRECONDITION, "prefill and decode do not match (ours: prefill): %s",
                      diff);
+    if (st == TD_OK)
+        st = td_prefill_readers_note(&s->readers, req->incarnation, req->address, &err);
     if (st == TD_OK) {
-        remember_peer(s, req);
         td_info("peer.connect", "peer=%.200s incarnation=%s build=%.40s", req->address,
                 req->incarnation, req->build);
         reply_connect(s, call);
@@ -121,14 +89,17 @@ static void on_connect(td_rpc_call *call, void *user, const void *msg, size_t le
 
 /* ---- Prefill ---- */
 
-static td_status read_sampling(const Tandem__V1__Sampling *m, td_sampling *out, td_err *err)
+static td_status read_sampling(const td_prefill_service *s, const Tandem__V1__Sampling *m,
+                               td_sampling *out, td_err *err)
 {
     td_sampling_init(out);
     if (m == NULL)
-        return TD_OK;
+        return td_fail(err, TD_INVALID, "prefill: no sampling parameters");
     if (m->n_stop_token_ids > TD_SAMPLING_MAX_FORBID)
         return td_fail(err, TD_INVALID, "prefill: %zu stop ids, at most %d", m->n_stop_token_ids,
                        TD_SAMPLING_MAX_FORBID);
+    if (m->top_k > INT32_MAX || m->min_tokens > INT32_MAX)
+        return td_fail(err, TD_INVALID, "prefill: top_k or min_tokens is out of bounds");
     out->temperature = m->temperature;
     out->top_p = m->top_p;
     out->top_k = (int32_t)m->top_k;
@@ -137,7 +108,7 @@ static td_status read_sampling(const Tandem__V1__Sampling *m, td_sampling *out, 
     out->n_forbid = (int32_t)m->n_stop_token_ids;
     for (size_t i = 0; i < m->n_stop_token_ids; i++)
         out->forbid[i] = (int32_t)m->stop_token_ids[i];
-    return TD_OK;
+    return td_sampling_check(out, td_prefill_engine_config(s->engine)->vocab_size, err);
 }
 
 static td_status check_prompt(const td_prefill_service *s, const Tandem__V1__PrefillRequest *req,
@@ -163,34 +134,29 @@ static td_status take_prompt(td_prefill_service *s, td_rpc_call *call,
                              const Tandem__V1__PrefillRequest *req, td_err *err)
 {
     td_sampling sampling;
-    td_decode_peer *peer = find_peer(s, req->decode_incarnation);
+    td_prefill_reader *reader = td_prefill_readers_find(&s->readers, req->decode_incarnation);
     td_status st = check_incarnation(s, req->incarnation, err);
-    if (st == TD_OK && peer == NULL)
+    if (st == TD_OK && reader == NULL) /* the decode daemon shakes hands anew when it hears this */
         st = td_fail(err, TD_PRECONDITION, "prefill: decode daemon %.16s has not connected",
                      req->decode_incarnation);
+    if (st == TD_OK && td_rpc_call_deadline_ns(call) == 0)
+        st = td_fail(err, TD_INVALID, "prefill: a prompt needs a deadline (grpc-timeout)");
     if (st == TD_OK)
         st = check_prompt(s, req, err);
     if (st == TD_OK)
-        st = read_sampling(req->sampling, &sampling, err);
-    if (st == TD_OK)
-        st = td_sampling_check(&sampling, td_prefill_engine_config(s->engine)->vocab_size, err);
+        st = read_sampling(s, req->sampling, &sampling, err);
     if (st != TD_OK)
         return st;
     td_prompt_args args = {.id = req->request_id,
-                           .decode_incarnation = req->decode_incarnation,
+                           .reader = reader,
                            .number = req->number,
                            .call = call,
                            .tokens = req->token_ids,
                            .n_tokens = req->n_token_ids,
                            .sampling = &sampling,
                            .want_draft = req->want_draft};
-    st = td_prompts_add(s->prompts, &args, err);
-    if (st == TD_OK) {
-        peer->seen_ns = td_now_ns();
-        peer->n_prompts++;
-        peer->n_pages += (req->n_token_ids + TD_PAGE_TOKENS - 1) / TD_PAGE_TOKENS;
-    }
-    return st;
+    reader->seen_ns = td_now_ns();
+    return td_prompts_add(s->prompts, &args, err);
 }
 
 static void on_prefill(td_rpc_call *call, void *user, const void *msg, size_t len)
@@ -215,9 +181,8 @@ static void on_prefill(td_rpc_call *call, void *user, const void *msg, size_t le
 static void on_prefill_cancelled(td_rpc_call *call, void *user, td_grpc_status why)
 {
     td_prefill_service *s = user;
-    (void)why;
     if (s->prompts != NULL)
-        td_prompts_call_gone(s->prompts, call);
+        td_prompts_call_gone(s->prompts, call, why);
 }
 
 /* ---- Release and Renew ---- */
