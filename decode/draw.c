@@ -60,7 +60,7 @@ static td_status post(td_requests *t, td_request *r, const td_pending_get *g, td
 {
     int64_t now = td_now_ns();
     int64_t deadline = now + td_requests_get_conf(t)->conf->transfer_timeout_ms * TD_NS_PER_MS;
-    if (r->deadline_ns != 0 && r->deadline_ns < deadline)
+    if (r->deadline_ns < deadline)
         deadline = r->deadline_ns;
     td_xfer_get_args args = {.tag = r->owner,
                              .region = g->region,
@@ -98,12 +98,9 @@ static td_status post_pending(td_requests *t, td_request *r, td_err *err)
 
 static void append(td_request *r, td_pending_get *g)
 {
-    td_pending_get **tail = &r->pending;
-    while (*tail != NULL)
-        tail = &(*tail)->next;
     g->next = NULL;
-    *tail = g;
-    r->n_bytes_asked += g->n_bytes * g->n_pages;
+    *(r->pending != NULL ? &r->last_pending->next : &r->pending) = g;
+    r->last_pending = g;
 }
 
 static td_pending_get *new_get(uint32_t n_pages)
@@ -212,16 +209,20 @@ static td_status take_done(td_requests *t, td_request *r, const Tandem__V1__Pref
     return post_pending(t, r, err);
 }
 
+uint64_t td_draw_bytes(const td_requests *t, const td_request *r)
+{
+    const td_decode_engine *engine = td_requests_get_conf(t)->engine;
+    uint64_t offset, n_bytes;
+    td_kv_layout_range(td_decode_engine_layout(engine), 0, n_layers(t), &offset, &n_bytes);
+    return r->n_prompt_pages * n_bytes + (wants_draft(t) ? td_decode_engine_blob_bytes(engine) : 0);
+}
+
 /* Everything that a page needs before it may be read. */
 static void check_complete(td_requests *t, td_request *r)
 {
     if (!r->prefill_done || r->n_jobs > 0 || r->pending != NULL || r->state != TD_REQUEST_DRAWING)
         return;
-    const td_decode_engine *engine = td_requests_get_conf(t)->engine;
-    uint64_t offset, n_bytes;
-    td_kv_layout_range(td_decode_engine_layout(engine), 0, n_layers(t), &offset, &n_bytes);
-    uint64_t formula =
-        r->n_prompt_pages * n_bytes + (wants_draft(t) ? td_decode_engine_blob_bytes(engine) : 0);
+    uint64_t formula = td_draw_bytes(t, r);
     if (r->n_bytes_drawn != formula) {
         char why[160];
         snprintf(why, sizeof(why), "%" PRIu64 " bytes of KV arrived, the formula says %" PRIu64,
@@ -265,8 +266,12 @@ static void on_stream_end(td_rpc_request *req, void *user, td_grpc_status status
     td_request *r = user;
     (void)req;
     r->stream = NULL;
-    if (status == TD_GRPC_OK && r->prefill_done)
+    if (r->prefill_done) /* however it ends: what is still to be drawn has deadlines of its own */
         return;
+    if (status == TD_GRPC_FAILED_PRECONDITION) {
+        td_peer_forgot_us(r->peer, message); /* fails this request as well */
+        return;
+    }
     td_status st = status == TD_GRPC_OK             ? TD_PROTOCOL
                    : status == TD_GRPC_OUT_OF_RANGE ? TD_TOO_LARGE
                                                     : td_grpc_to_status(status);
@@ -317,8 +322,9 @@ void td_draw_stop(td_requests *t, td_request *r)
 {
     td_rpc_request_cancel(r->stream);
     r->stream = NULL;
-    if (r->prefill_done && !r->released)
-        td_peer_release(r->peer, r->owner);
+    /* Also when its last event has not come: it may be on its way, and the pages wait for us. */
+    if (r->asked_ns != 0 && !r->released)
+        td_peer_release(r->peer, r->owner, r->id);
     r->released = true;
     td_draw_discard(r);
     for (uint32_t i = 0; i < r->n_jobs; i++)
@@ -338,8 +344,11 @@ void td_draw_on_job(td_requests *t, const td_xfer_event *event)
         return;
     }
     if (event->status != TD_OK) {
-        const char *side = event->status == TD_PEER_LOST ? "prefill" : "decode";
-        td_request_fail(t, r, event->status, "transfer", side, event->err.text);
+        /* A transfer that takes too long while the request has time: the peer does not serve. */
+        bool too_slow = event->status == TD_DEADLINE && td_now_ns() < r->deadline_ns;
+        td_status st = too_slow ? TD_PEER_LOST : event->status;
+        const char *side = st == TD_PEER_LOST ? "prefill" : "decode";
+        td_request_fail(t, r, st, "transfer", side, event->err.text);
         return;
     }
     r->n_bytes_drawn += event->n_bytes;

@@ -15,4 +15,6 @@ void td_draw_on_job(td_requests *requests, const td_xfer_event *event);
 /* There may be room in the transfer layer for gets that found it full. */
 void td_draw_retry(td_requests *requests);
 void td_draw_discard(td_request *r); /* frees what waits; the table is going away */
+/* All bytes that a request draws: pages times the bytes of the planes sent, and the blob. */
+uint64_t td_draw_bytes(const td_requests *requests, const td_request *r);
 #endif

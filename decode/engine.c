@@ -5,12 +5,10 @@
 #include "common/base/ring.h"
 
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-#define PUSH_PATIENCE_MS                                                                           \
-    10000 /* the loop takes events at once; a mailbox full for so long means it is stuck */
 
 typedef struct {    /* the engine's own view of a slot */
     uint64_t owner; /* 0: free */
@@ -33,6 +31,7 @@ struct td_decode_engine {
     td_progress *progress;
     pthread_t thread;
     bool started;
+    atomic_bool closing; /* nobody takes events any more */
     /* the thread's own */
     td_rank rank;
     td_decode *decoder;
@@ -43,12 +42,12 @@ struct td_decode_engine {
 
 /* ---- the thread ---- */
 
+/* A loop that is behind is waited for: the router's streams are then behind as well. */
 static void push_event(td_decode_engine *e, size_t n_behind)
 {
-    int64_t give_up = td_now_ns() + PUSH_PATIENCE_MS * TD_NS_PER_MS;
-    while (td_mailbox_push(e->events, e->event, sizeof(*e->event) + n_behind) != TD_OK) {
+    while (td_mailbox_push(e->events, e->event, sizeof(*e->event) + n_behind) != TD_OK &&
+           !atomic_load_explicit(&e->closing, memory_order_relaxed)) {
         td_progress_tick(e->progress);
-        td_assert(td_now_ns() < give_up);
         td_sleep_ms(1);
     }
 }
@@ -297,7 +296,9 @@ static td_status open_tables(td_decode_engine *e, td_err *err)
     if (e->slots == NULL || e->results == NULL || e->event == NULL || e->blobs == NULL)
         return td_fail(err, TD_NOMEM, "decode engine: no memory");
     memset(e->blobs, 0, blobs);
-    td_status st = td_ring_create(e->n_slots * (command + 64) * 2, NULL, NULL, &e->commands, err);
+    /* A slot has at most a leave, a join and another leave on their way. */
+    size_t commands = e->n_slots * (command + 2 * (sizeof(td_engine_command) + 16)) + command;
+    td_status st = td_ring_create(commands, NULL, NULL, &e->commands, err);
     if (st == TD_OK)
         st = td_mailbox_open(e->conf.loop, 8 * event + e->n_slots * 2 * sizeof(td_engine_event),
                              on_event, e, &e->events, err);
@@ -343,6 +344,7 @@ void td_decode_engine_close(td_decode_engine *e)
     if (e == NULL)
         return;
     if (e->started) {
+        atomic_store_explicit(&e->closing, true, memory_order_relaxed);
         td_engine_command stop = {.kind = TD_TO_ENGINE_STOP};
         while (td_ring_push(e->commands, &stop, sizeof(stop)) == TD_FULL)
             td_sleep_ms(1); /* the thread takes commands between any two steps */

@@ -1,7 +1,7 @@
 /* tandem-decode: boot, drain, exit. */
 #include "common/base/clock.h"
 #include "common/base/log.h"
-#include "common/serve/health.h"
+#include "common/serve/rest.h"
 #include "common/serve/worker.h"
 #include "decode/draw.h"
 #include "decode/report.h"
@@ -10,8 +10,10 @@
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <unistd.h>
 #include <uv.h>
 
+#define MAX_LINKS 512 /* ranks of all peers, and links that are being closed */
 #define N_METHODS (TD_DECODE_N_METHODS + TD_WORKER_N_METHODS + TD_HEALTH_N_METHODS)
 
 static const char *const services[] = {"tandem.v1.Decode", "tandem.v1.Worker",
@@ -34,7 +36,7 @@ typedef struct {
     td_health health;
     td_rpc_method methods[N_METHODS];
     td_rpc_server *server;
-    td_timer drain_check;
+    td_rest rest;
     bool draining;
 } daemon_state;
 
@@ -42,7 +44,9 @@ static void on_fatal(void *user, const td_err *err)
 {
     (void)user;
     td_error("decode.fatal", "why=\"%s\"", err->text);
-    exit(1); /* an engine that failed cannot be trusted again; systemd starts a fresh process */
+    /* An engine that failed cannot be trusted again; systemd starts a fresh process. Threads run:
+     * no destructors. */
+    _exit(1);
 }
 
 /* ---- transfer events ---- */
@@ -89,6 +93,7 @@ static td_status open_xfer(daemon_state *d, td_err *err)
     conf.regions = regions;
     conf.n_regions = 2;
     conf.connect_ms = d->conf.peer_timeout_ms;
+    conf.max_links = MAX_LINKS;
     conf.wake = wake_loop;
     conf.wake_arg = &d->xfer_wake;
     td_status st = td_xfer_fault_parse(w->debug_faults, &fault, err);
@@ -190,13 +195,10 @@ static void on_engine_ready(void *user)
 
 /* ---- drain and exit ---- */
 
-static void check_drained(td_timer *timer, void *user)
+static uint32_t active(void *user)
 {
-    daemon_state *d = user;
-    if (d->requests != NULL && td_requests_active(d->requests) > 0)
-        return;
-    td_timer_stop(timer);
-    td_serve_drained(d->serve);
+    const daemon_state *d = user;
+    return d->requests != NULL ? td_requests_active(d->requests) : 0;
 }
 
 static void on_drain(void *user)
@@ -204,7 +206,9 @@ static void on_drain(void *user)
     daemon_state *d = user;
     d->draining = true;
     td_health_set(&d->health, false);
-    td_timer_every(&d->drain_check, 0, 20 * TD_NS_PER_MS);
+    d->rest = (td_rest){
+        .serve = d->serve, .server = d->server, .health = &d->health, .active = active, .user = d};
+    td_rest_begin(&d->rest, d->loop);
 }
 
 static void on_peers_closed(void *user)
@@ -232,11 +236,11 @@ static void on_server_closed(void *user)
 static void on_exit_now(void *user, bool drained)
 {
     daemon_state *d = user;
-    td_info("decode.exit", "drained=%d active=%u", drained,
-            d->requests != NULL ? td_requests_active(d->requests) : 0);
-    td_timer_stop(&d->drain_check);
+    td_info("decode.exit", "drained=%d active=%u", drained, active(d));
+    td_rest_stop(&d->rest);
     if (d->requests == NULL)
-        exit(drained ? 0 : 1); /* the boot is under way; nothing of ours outlives the process */
+        _exit(drained ? 0 : 1); /* the boot is under way on a thread that cannot be stopped; nothing
+                                   of ours outlives the process */
     td_rpc_server_close(d->server, on_server_closed, d);
 }
 
@@ -259,7 +263,12 @@ static td_status open_server(daemon_state *d, const td_addr *listen, td_err *err
     td_worker_methods(&d->worker, row += TD_DECODE_N_METHODS);
     td_health_methods(&d->health, row + TD_WORKER_N_METHODS);
     td_rpc_server_conf conf = {
-        .listen = *listen, .methods = d->methods, .n_methods = N_METHODS, .name = "control"};
+        .listen = *listen,
+        .methods = d->methods,
+        .n_methods = N_METHODS,
+        .name = "control",
+        .max_message_bytes = TD_WORKER_MAX_MESSAGE,
+    };
     return td_rpc_server_open(d->loop, &conf, &d->server, err);
 }
 
@@ -276,7 +285,6 @@ static td_status boot(daemon_state *d, td_err *err)
         st = td_loop_create(&d->loop, err);
     if (st != TD_OK)
         return st;
-    td_timer_init(&d->drain_check, d->loop, check_drained, d);
     if (uv_async_init(td_loop_uv(d->loop), &d->xfer_wake, on_xfer_wake) != 0)
         return td_fail(err, TD_INTERNAL, "no wake-up for the transfer thread");
     d->xfer_wake.data = d;

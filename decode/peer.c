@@ -11,11 +11,14 @@
 #include <string.h>
 
 #define MAX_RENEWED 4096
+#define TICK_MS 200
+#define IDLE_NS (600 * TD_NS_PER_S) /* a peer that no request has named for so long is forgotten   \
+                                     */
 
 struct td_peers {
     td_peers_conf conf;
     td_peer rows[TD_MAX_PEERS];
-    td_timer renew;
+    td_timer tick;
     uint32_t n_closing;
     bool closing;
     void (*on_closed)(void *user);
@@ -48,8 +51,8 @@ static void close_links(td_peer *p)
 static void go_down(td_peer *p, td_status st, const char *why)
 {
     td_err err;
-    if (p->state == TD_PEER_DOWN && p->n_requests == 0)
-        return;
+    if (p->state == TD_PEER_DOWN)
+        return; /* nobody waits for it, nobody draws from it */
     td_fail(&err, st, "prefill %s: %s", p->address, why);
     td_warn("peer.down", "peer=%s incarnation=%s status=%s why=\"%s\"", p->address, p->incarnation,
             td_status_name(st), why);
@@ -89,8 +92,8 @@ static td_status judge_answer(td_peer *p, const Tandem__V1__ConnectResponse *res
     if (res->ranks == 0 || res->ranks > TD_PEER_MAX_RANKS || res->n_rank_descriptor != res->ranks)
         return td_fail(err, TD_PROTOCOL, "%u ranks with %zu descriptors", res->ranks,
                        res->n_rank_descriptor);
-    if (strlen(res->incarnation) != TD_INCARNATION_BYTES - 1)
-        return td_fail(err, TD_PROTOCOL, "incarnation of %zu characters", strlen(res->incarnation));
+    if (!td_incarnation_valid(res->incarnation))
+        return td_fail(err, TD_PROTOCOL, "incarnation is not 16 hex digits");
     td_status st = td_fingerprint_from_message(res->fingerprint, res->n_fingerprint, &theirs, err);
     if (st != TD_OK)
         return st;
@@ -103,6 +106,24 @@ static td_status judge_answer(td_peer *p, const Tandem__V1__ConnectResponse *res
     return open_links(p, res, err);
 }
 
+static td_status take_answer(td_peer *p, const Tandem__V1__ConnectResponse *res, td_err *err)
+{
+    if (p->state == TD_PEER_UP) /* asked again over a new connection */
+        return strcmp(res->incarnation, p->incarnation) == 0
+                   ? TD_OK
+                   : td_fail(err, TD_PEER_LOST, "it restarted");
+    td_status st = judge_answer(p, res, err);
+    if (st != TD_OK)
+        return st;
+    snprintf(p->incarnation, sizeof(p->incarnation), "%s", res->incarnation);
+    p->lease_ms = res->lease_ms;
+    p->renewed_ns = td_now_ns();
+    p->state = TD_PEER_UP;
+    td_info("peer.up", "peer=%s incarnation=%s build=%.40s ranks=%u", p->address, p->incarnation,
+            res->build, res->ranks);
+    return TD_OK;
+}
+
 static void on_answer(td_rpc_request *req, void *user, const void *msg, size_t len)
 {
     td_peer *p = user;
@@ -112,22 +133,11 @@ static void on_answer(td_rpc_request *req, void *user, const void *msg, size_t l
     td_status st =
         td_message_unpack(&tandem__v1__connect_response__descriptor, msg, len, &message, &err);
     if (st == TD_OK) {
-        const Tandem__V1__ConnectResponse *res = (const Tandem__V1__ConnectResponse *)message;
-        st = judge_answer(p, res, &err);
-        if (st == TD_OK) {
-            snprintf(p->incarnation, sizeof(p->incarnation), "%s", res->incarnation);
-            p->lease_ms = res->lease_ms;
-            td_info("peer.up", "peer=%s incarnation=%s build=%.40s ranks=%u", p->address,
-                    p->incarnation, res->build, res->ranks);
-        }
+        st = take_answer(p, (const Tandem__V1__ConnectResponse *)message, &err);
         protobuf_c_message_free_unpacked(message, NULL);
     }
-    if (st != TD_OK) {
+    if (st != TD_OK)
         go_down(p, st, err.text);
-        return;
-    }
-    p->state = TD_PEER_UP;
-    p->renewed_ns = td_now_ns();
 }
 
 static void on_answer_end(td_rpc_request *req, void *user, td_grpc_status status,
@@ -136,7 +146,9 @@ static void on_answer_end(td_rpc_request *req, void *user, td_grpc_status status
     td_peer *p = user;
     (void)req;
     p->greeting = NULL;
-    if (status != TD_GRPC_OK)
+    if (status == TD_GRPC_DEADLINE_EXCEEDED) /* ours for a greeting, not a request's */
+        go_down(p, TD_PEER_LOST, "no answer to the greeting in time");
+    else if (status != TD_GRPC_OK)
         go_down(p, td_grpc_to_status(status), message);
     else if (p->state == TD_PEER_UP)
         p->peers->conf.on_up(p->peers->conf.user, p);
@@ -144,7 +156,7 @@ static void on_answer_end(td_rpc_request *req, void *user, td_grpc_status status
         go_down(p, TD_PROTOCOL, "Connect ended without an answer");
 }
 
-static td_status greet(td_peer *p, td_err *err)
+static td_status say_hello(td_peer *p, td_err *err)
 {
     const td_peers_conf *c = &p->peers->conf;
     td_fingerprint_message fp;
@@ -161,11 +173,26 @@ static td_status greet(td_peer *p, td_err *err)
                                 .on_message = on_answer,
                                 .on_finish = on_answer_end,
                                 .user = p};
-    td_rpc_client_retry(p->client);
     td_status st = td_message_start(p->client, &args, &msg.base, &p->greeting, err);
-    if (st == TD_OK)
-        p->state = TD_PEER_GREETING;
+    if (st != TD_OK)
+        p->greeting = NULL;
     return st;
+}
+
+/* From DOWN. A broken connection is tried anew at once instead of when its turn comes: on_state
+ * goes on. */
+static td_status greet(td_peer *p, td_err *err)
+{
+    td_status st = TD_OK;
+    if (td_rpc_client_state(p->client) == TD_RPC_BROKEN)
+        td_rpc_client_retry(p->client);
+    else
+        st = say_hello(p, err);
+    if (st != TD_OK)
+        return st;
+    p->state = TD_PEER_GREETING;
+    p->dialed_ns = td_now_ns();
+    return TD_OK;
 }
 
 /* ---- leases ---- */
@@ -191,7 +218,7 @@ static void on_renew_end(td_rpc_request *req, void *user, td_grpc_status status,
     td_peer *p = user;
     (void)req;
     p->renewing = NULL;
-    if (status != TD_GRPC_OK)
+    if (status != TD_GRPC_OK && !p->closing)
         td_warn("peer.renew", "peer=%s status=%s why=\"%s\"", p->address,
                 td_grpc_status_name(status), message);
 }
@@ -222,22 +249,12 @@ static void renew(td_peer *p, int64_t now)
         p->renewing = NULL; /* a broken connection is told by on_state */
 }
 
-static void on_renew_tick(td_timer *timer, void *user)
-{
-    td_peers *ps = user;
-    int64_t now = td_now_ns();
-    (void)timer;
-    for (int i = 0; i < TD_MAX_PEERS; i++)
-        if (ps->rows[i].address[0] != '\0')
-            renew(&ps->rows[i], now);
-}
-
 static void on_release_end(td_rpc_request *req, void *user, td_grpc_status status,
                            const char *message)
 {
     const td_peer *p = user;
     (void)req;
-    if (status != TD_GRPC_OK)
+    if (status != TD_GRPC_OK && !p->closing)
         td_warn("peer.release", "peer=%s status=%s why=\"%s\"", p->address,
                 td_grpc_status_name(status), message);
 }
@@ -250,7 +267,7 @@ static void on_release_message(td_rpc_request *req, void *user, const void *msg,
     (void)len;
 }
 
-void td_peer_release(td_peer *p, uint64_t number)
+void td_peer_release(td_peer *p, uint64_t number, const char *id)
 {
     const td_peers_conf *c = &p->peers->conf;
     if (p->state != TD_PEER_UP)
@@ -259,16 +276,19 @@ void td_peer_release(td_peer *p, uint64_t number)
     msg.number = number;
     msg.incarnation = p->incarnation;
     msg.decode_incarnation = (char *)c->incarnation;
+    td_rpc_header headers[] = {{"x-request-id", id}};
     td_rpc_request_args args = {.path = "/tandem.v1.Prefill/Release",
                                 .deadline_ns =
                                     td_now_ns() + c->conf->peer_timeout_ms * TD_NS_PER_MS,
+                                .headers = headers,
+                                .n_headers = 1,
                                 .on_message = on_release_message,
                                 .on_finish = on_release_end,
                                 .user = p};
     td_err err;
     td_rpc_request *req;
     if (td_message_start(p->client, &args, &msg.base, &req, &err) != TD_OK)
-        td_warn("peer.release", "peer=%s why=\"%s\"", p->address, err.text);
+        td_warn("peer.release", "req=%s peer=%s why=\"%s\"", id, p->address, err.text);
 }
 
 /* ---- connection and links ---- */
@@ -276,9 +296,20 @@ void td_peer_release(td_peer *p, uint64_t number)
 static void on_state(td_rpc_client *client, void *user, td_rpc_state state, const td_err *why)
 {
     td_peer *p = user;
+    td_err err;
     (void)client;
+    bool wanted = p->state == TD_PEER_GREETING && p->greeting == NULL;
+    /* A new connection without a break between: is it the same process still? */
+    bool doubted = state == TD_RPC_READY && p->state == TD_PEER_UP && p->greeting == NULL;
     if (state == TD_RPC_BROKEN)
         go_down(p, TD_PEER_LOST, why != NULL ? why->text : "connection lost");
+    else if ((wanted || doubted) && say_hello(p, &err) != TD_OK)
+        go_down(p, TD_PEER_LOST, err.text);
+}
+
+void td_peer_forgot_us(td_peer *p, const char *why)
+{
+    go_down(p, TD_PEER_LOST, why);
 }
 
 void td_peers_on_link(td_peers *ps, const td_xfer_event *event)
@@ -300,18 +331,6 @@ void td_peers_on_link(td_peers *ps, const td_xfer_event *event)
 
 /* ---- the table ---- */
 
-td_status td_peers_create(const td_peers_conf *conf, td_peers **out, td_err *err)
-{
-    td_peers *ps = calloc(1, sizeof(*ps));
-    if (ps == NULL)
-        return td_fail(err, TD_NOMEM, "peers: no memory");
-    ps->conf = *conf;
-    td_timer_init(&ps->renew, conf->loop, on_renew_tick, ps);
-    td_timer_every(&ps->renew, 0, 50 * TD_NS_PER_MS * 4);
-    *out = ps;
-    return TD_OK;
-}
-
 static void free_when_closed(td_peers *ps)
 {
     void (*on_closed)(void *) = ps->on_closed;
@@ -329,9 +348,48 @@ static void on_client_closed(void *user)
         free_when_closed(p->peers);
 }
 
+/* Nobody uses it any more, or everything is closed: requests of its own end with on_finish. */
+static void close_row(td_peer *p)
+{
+    p->closing = true;
+    close_links(p);
+    p->state = TD_PEER_DOWN;
+    td_rpc_client_close(p->client, on_client_closed, p);
+}
+
+static void on_tick(td_timer *timer, void *user)
+{
+    td_peers *ps = user;
+    int64_t now = td_now_ns();
+    (void)timer;
+    for (int i = 0; i < TD_MAX_PEERS; i++) {
+        td_peer *p = &ps->rows[i];
+        if (p->address[0] == '\0' || p->closing)
+            continue;
+        if (p->state == TD_PEER_GREETING && p->greeting == NULL &&
+            now - p->dialed_ns > ps->conf.conf->peer_timeout_ms * TD_NS_PER_MS)
+            go_down(p, TD_PEER_LOST, "no connection in time");
+        renew(p, now);
+        if (p->n_requests == 0 && now - p->used_ns > IDLE_NS)
+            close_row(p);
+    }
+}
+
+td_status td_peers_create(const td_peers_conf *conf, td_peers **out, td_err *err)
+{
+    td_peers *ps = calloc(1, sizeof(*ps));
+    if (ps == NULL)
+        return td_fail(err, TD_NOMEM, "peers: no memory");
+    ps->conf = *conf;
+    td_timer_init(&ps->tick, conf->loop, on_tick, ps);
+    td_timer_every(&ps->tick, td_now_ns(), TICK_MS * TD_NS_PER_MS);
+    *out = ps;
+    return TD_OK;
+}
+
 void td_peers_close(td_peers *ps, void (*on_closed)(void *user), void *user)
 {
-    td_timer_stop(&ps->renew);
+    td_timer_stop(&ps->tick);
     ps->closing = true;
     ps->on_closed = on_closed;
     ps->closed_user = user;
@@ -342,10 +400,23 @@ void td_peers_close(td_peers *ps, void (*on_closed)(void *user), void *user)
         return;
     }
     for (int i = 0; i < TD_MAX_PEERS; i++)
-        if (ps->rows[i].address[0] != '\0') {
-            ps->rows[i].greeting = ps->rows[i].renewing = NULL;
-            td_rpc_client_close(ps->rows[i].client, on_client_closed, &ps->rows[i]);
-        }
+        if (ps->rows[i].address[0] != '\0' && !ps->rows[i].closing)
+            close_row(&ps->rows[i]);
+}
+
+/* The idle row that was used longest ago is free soon. */
+static void make_place(td_peers *ps)
+{
+    td_peer *oldest = NULL;
+    for (int i = 0; i < TD_MAX_PEERS; i++) {
+        td_peer *p = &ps->rows[i];
+        if (p->closing)
+            return; /* one is on its way */
+        if (p->n_requests == 0 && (oldest == NULL || p->used_ns < oldest->used_ns))
+            oldest = p;
+    }
+    if (oldest != NULL)
+        close_row(oldest);
 }
 
 static td_status open_row(td_peers *ps, const char *address, td_peer **out, td_err *err)
@@ -354,9 +425,11 @@ static td_status open_row(td_peers *ps, const char *address, td_peer **out, td_e
     for (int i = 0; i < TD_MAX_PEERS && p == NULL; i++)
         if (ps->rows[i].address[0] == '\0')
             p = &ps->rows[i];
-    if (p == NULL)
+    if (p == NULL) {
+        make_place(ps);
         return td_fail(err, TD_EXHAUSTED,
                        "decode: %d prefill daemons are known, the most there may be", TD_MAX_PEERS);
+    }
     td_addr addr;
     td_status st = td_addr_parse(address, &addr, err);
     if (st != TD_OK)
@@ -384,18 +457,20 @@ td_status td_peers_get(td_peers *ps, const char *address, td_peer **out, td_err 
 {
     td_peer *p = NULL;
     td_status st = TD_OK;
-    for (int i = 0; i < TD_MAX_PEERS && p == NULL; i++)
-        if (strcmp(ps->rows[i].address, address) == 0)
-            p = &ps->rows[i];
     if (address[0] == '\0')
         return td_fail(err, TD_INVALID, "decode: no prefill address");
+    for (int i = 0; i < TD_MAX_PEERS && p == NULL; i++)
+        if (!ps->rows[i].closing && strcmp(ps->rows[i].address, address) == 0)
+            p = &ps->rows[i];
     if (p == NULL)
         st = open_row(ps, address, &p, err);
-    if (st == TD_OK && p->state == TD_PEER_DOWN)
-        st = greet(p, err);
     if (st != TD_OK)
         return st;
     p->used_ns = td_now_ns();
+    if (p->state == TD_PEER_DOWN)
+        st = greet(p, err);
+    if (st != TD_OK)
+        return st;
     *out = p;
     return TD_OK;
 }

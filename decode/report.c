@@ -1,6 +1,7 @@
 #include "decode/report.h"
 
 #include "common/base/clock.h"
+#include "decode/draw.h"
 
 #include <string.h>
 
@@ -79,18 +80,14 @@ static const char *stage_of(const td_request *r)
 static void fill_live(const td_decode_report *d, td_request *r, int64_t now,
                       Tandem__V1__Transfer *row)
 {
-    const td_kv_layout *layout = td_decode_engine_layout(d->engine);
-    uint32_t drawn = 0;
-    for (uint32_t i = 0; r->n_bytes_asked > 0 && i < r->n_prompt_pages; i++)
-        drawn += r->next_layer[i] == layout->n_layers && r->n_bytes_drawn == r->n_bytes_asked;
     row->request_id = r->id;
     row->peer = r->peer != NULL ? r->peer->address : (char *)"";
     row->stage = (char *)stage_of(r);
     row->age_s = (double)(now - r->since_ns) / 1e9;
-    row->pages = r->state == TD_REQUEST_RUNNING ? r->n_prompt_pages : drawn;
-    row->pages_total = r->n_prompt_pages;
     row->bytes = r->n_bytes_drawn;
-    row->bytes_total = r->n_prompt_pages * layout->page_stride;
+    row->bytes_total = td_draw_bytes(d->requests, r);
+    row->pages = (uint32_t)(r->n_prompt_pages * row->bytes / row->bytes_total);
+    row->pages_total = r->n_prompt_pages;
     row->role = (char *)"reader";
 }
 
@@ -116,8 +113,10 @@ uint32_t td_decode_report_transfers(void *user, bool live_only, Tandem__V1__Tran
         rows[n].stage = (char *)e->stage;
         rows[n].error = (char *)e->error;
         rows[n].age_s = (double)(now - e->ended_ns) / 1e9;
-        rows[n].pages = rows[n].pages_total = e->n_pages;
-        rows[n].bytes = rows[n].bytes_total = e->n_bytes;
+        rows[n].pages = (uint32_t)(e->n_pages * e->n_bytes / e->n_bytes_total);
+        rows[n].pages_total = e->n_pages;
+        rows[n].bytes = e->n_bytes;
+        rows[n].bytes_total = e->n_bytes_total;
         rows[n++].role = (char *)"reader";
     }
     return n;

@@ -71,6 +71,7 @@ static void remember(td_requests *t, const td_request *r, const char *stage, con
     *e = (td_recent){.stage = stage,
                      .n_pages = r->n_prompt_pages,
                      .n_bytes = r->n_bytes_drawn,
+                     .n_bytes_total = td_draw_bytes(t, r),
                      .ended_ns = td_now_ns()};
     memcpy(e->id, r->id, sizeof(e->id));
     snprintf(e->peer, sizeof(e->peer), "%s", r->peer != NULL ? r->peer->address : "");
@@ -120,7 +121,9 @@ static void end_request(td_requests *t, td_request *r, const char *stage, const 
     update_gauges(t);
 }
 
-static void send_event(td_request *r, Tandem__V1__DecodeEvent *event)
+/* TD_NOMEM, TD_TOO_LARGE: a piece is missing, the request cannot go on. Other refusals are followed
+ * by td_requests_call_gone(). */
+static td_status send_event(td_request *r, Tandem__V1__DecodeEvent *event)
 {
     event->drafted_tokens = r->n_drafted;
     event->accepted_tokens = r->n_accepted;
@@ -130,7 +133,8 @@ static void send_event(td_request *r, Tandem__V1__DecodeEvent *event)
         event->transfer_s = (double)(r->drawn_ns - r->prefilled_ns) / 1e9;
         event->first_token_s = (double)(r->first_sent_ns - r->drawn_ns) / 1e9;
     }
-    td_message_send(r->call, &event->base); /* a refusal is followed by td_requests_call_gone() */
+    td_status st = td_message_send(r->call, &event->base);
+    return st == TD_NOMEM || st == TD_TOO_LARGE ? st : TD_OK;
 }
 
 void td_request_fail(td_requests *t, td_request *r, td_status st, const char *stage,
@@ -162,17 +166,18 @@ static void finish(td_requests *t, td_request *r, td_ending ending)
     td_info("request.done",
             "req=%s prompt_tokens=%u generated_tokens=%u drafted=%u accepted=%u reason=%s", r->id,
             r->n_prompt, r->n_sent, r->n_drafted, r->n_accepted, event.finish_reason);
-    if (r->call != NULL) {
-        send_event(r, &event);
-        td_rpc_call_finish(r->call, TD_GRPC_OK, NULL);
-    }
+    if (r->first_sent_ns == 0) /* it stopped before the first token: the times are told now */
+        r->first_sent_ns = td_now_ns();
+    td_status st = send_event(r, &event);
+    td_rpc_call_finish(r->call, td_grpc_from_status(st), st == TD_OK ? NULL : td_status_text(st));
     end_request(t, r, "done", "");
 }
 
-static void send_tokens(td_requests *t, td_request *r, const int32_t *tokens, uint32_t n)
+/* False: the request has ended. */
+static bool send_tokens(td_requests *t, td_request *r, const int32_t *tokens, uint32_t n)
 {
     if (n == 0)
-        return;
+        return true;
     Tandem__V1__DecodeEvent event = TANDEM__V1__DECODE_EVENT__INIT;
     event.n_token_ids = n;
     event.token_ids = (uint32_t *)tokens;
@@ -180,7 +185,11 @@ static void send_tokens(td_requests *t, td_request *r, const int32_t *tokens, ui
         r->first_sent_ns = td_now_ns();
     r->n_sent += n;
     td_metric_add(t->m_tokens, n);
-    send_event(r, &event);
+    td_status st = send_event(r, &event);
+    if (st == TD_OK)
+        return true;
+    td_request_fail(t, r, st, "decode", "decode", "tokens could not be sent");
+    return false;
 }
 
 void td_requests_call_gone(td_requests *t, td_rpc_call *call, td_grpc_status why)
@@ -215,12 +224,13 @@ void td_request_drawn(td_requests *t, td_request *r)
     r->drawn_ns = td_now_ns();
     td_metric_add(t->m_bytes, (int64_t)r->n_bytes_drawn);
     td_kv_pool_mark(t->pool, r->owner, r->pages, r->n_pages, TD_PAGE_HELD);
-    td_peer_release(r->peer, r->owner);
+    td_peer_release(r->peer, r->owner, r->id);
     r->released = true;
     set_state(t, r, TD_REQUEST_RUNNING);
     bool ends = ends_at_once(r, &ending);
-    if (!(ends && ending == TD_ENDED_STOP))
-        send_tokens(t, r, &r->first_token, 1);
+    bool shown = !(ends && ending == TD_ENDED_STOP);
+    if (shown && !send_tokens(t, r, &r->first_token, 1))
+        return;
     if (ends) {
         finish(t, r, ending);
         return;
@@ -258,8 +268,7 @@ void td_requests_on_result(td_requests *t, const td_engine_result *result)
     r->n_accepted += result->n_accepted;
     td_metric_add(t->m_drafted, result->n_drafted);
     td_metric_add(t->m_accepted, result->n_accepted);
-    send_tokens(t, r, result->tokens, result->n_tokens);
-    if (result->ending != TD_GOES_ON)
+    if (send_tokens(t, r, result->tokens, result->n_tokens) && result->ending != TD_GOES_ON)
         finish(t, r, (td_ending)result->ending);
 }
 
@@ -345,7 +354,6 @@ td_status td_requests_admit(td_requests *t, const td_request_args *a, td_err *er
     td_status st = fill_row(t, r, a, n_pages, err);
     if (st != TD_OK)
         return st;
-    td_rpc_call_set_data(a->call, r);
     st = open_pages(t, r, err);
     if (st == TD_OK)
         st = td_peers_get(t->peers, a->prefill_address, &r->peer, err);

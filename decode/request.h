@@ -48,20 +48,20 @@ typedef struct td_request {
     uint32_t *next_layer; /* [n_prompt_pages], owned: layers below it were announced */
     td_xfer_job *jobs;    /* [n_jobs] live, owned */
     uint32_t n_jobs, jobs_capacity;
-    td_pending_get *pending; /* gets that found the transfer layer full, in order */
-    uint64_t n_bytes_drawn, n_bytes_asked;
+    td_pending_get *pending, *last_pending; /* gets that found the transfer layer full, in order */
+    uint64_t n_bytes_drawn;
     bool in_engine;
     uint32_t n_sent, n_drafted, n_accepted;
     int64_t arrived_ns, asked_ns, prefilled_ns, drawn_ns, first_sent_ns, since_ns;
-    int64_t deadline_ns;
+    int64_t deadline_ns; /* the router's, always there */
 } td_request;
 
 typedef struct { /* one that ended, for tandemctl */
     char id[TD_REQUEST_ID_MAX + 1], peer[272];
     const char *stage; /* "done", "failed", "cancelled" */
     char error[200];
-    uint32_t n_pages;
-    uint64_t n_bytes;
+    uint32_t n_pages; /* of the prompt */
+    uint64_t n_bytes, n_bytes_total;
     int64_t ended_ns;
 } td_recent;
 

@@ -63,6 +63,8 @@ static td_status take_request(td_decode_service *s, td_rpc_call *call,
                               const Tandem__V1__DecodeRequest *req, td_err *err)
 {
     td_sampling sampling;
+    if (td_rpc_call_deadline_ns(call) == 0)
+        return td_fail(err, TD_INVALID, "decode: a request needs a deadline (grpc-timeout)");
     td_status st = check_prompt(s, req, err);
     if (st == TD_OK)
         st = read_sampling(s, req->sampling, &sampling, err);
