@@ -11,6 +11,7 @@
 #define WORKER_ANSWER_NS TD_NS_PER_S
 #define MAX_WORKERS 128
 #define WHY_BYTES 600
+#define MAX_ASKING 64 /* the workers' connections have more to do */
 
 #ifndef TANDEM_VERSION
 #error "the build sets TANDEM_VERSION"
@@ -75,6 +76,7 @@ typedef struct {
 } fan_part;
 
 struct fan_out {
+    td_admin *admin;
     td_rpc_call *call;
     bool links; /* otherwise transfers */
     bool starting;
@@ -89,6 +91,7 @@ static void fan_out_free(fan_out *f)
         if (f->parts[i].answer != NULL)
             protobuf_c_message_free_unpacked(f->parts[i].answer, NULL);
     }
+    f->admin->n_asking--;
     free(f);
 }
 
@@ -217,11 +220,17 @@ static void ask_part(fan_part *p, bool live_only)
 
 static void start(td_admin *a, td_rpc_call *call, bool links, bool live_only)
 {
+    if (a->n_asking >= MAX_ASKING) {
+        td_rpc_call_finish(call, TD_GRPC_RESOURCE_EXHAUSTED, "too many lists are being made");
+        return;
+    }
     fan_out *f = calloc(1, sizeof(*f));
     if (f == NULL) {
         td_rpc_call_finish(call, TD_GRPC_RESOURCE_EXHAUSTED, "no memory for the request");
         return;
     }
+    a->n_asking++;
+    f->admin = a;
     f->call = call;
     f->links = links;
     f->starting = true;

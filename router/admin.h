@@ -15,6 +15,7 @@ typedef struct {
     const char *(*state)(void *user);
     double (*uptime_s)(void *user);
     void *user;
+    uint32_t n_asking; /* calls that wait for workers */
 } td_admin;
 
 /* admin outlives the server. */

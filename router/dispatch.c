@@ -11,6 +11,7 @@
 
 #define MAX_ATTEMPTS 2
 #define DEFAULT_PAGE_TOKENS 64
+#define MIN_LOOK_NS (100 * TD_NS_PER_MS)
 
 struct td_dispatch {
     td_dispatch_conf conf;
@@ -105,15 +106,71 @@ void td_dispatch_cancel(td_dispatch *d, td_record *r)
     td_record_free(r);
 }
 
+/* ---- a queued record ---- */
+
+static bool pair_is_ready(const td_dispatch *d, const td_record *r, td_role *missing)
+{
+    for (int role = 0; role < TD_N_ROLES; role++) {
+        *missing = (td_role)role;
+        if (!td_registry_any_ready(d->conf.registry, *missing, r->avoid[role]))
+            return false;
+    }
+    return true;
+}
+
+/* When a queued record is looked at again: for want of a ready pair, for room at its deadline. */
+static void arm_wait(td_dispatch *d, td_record *r)
+{
+    int64_t wait_ns = d->conf.worker_wait_ms * TD_NS_PER_MS;
+    int64_t look_ns = wait_ns / 2 > MIN_LOOK_NS ? wait_ns / 2 : MIN_LOOK_NS;
+    int64_t at = r->unready_ns != 0 ? r->unready_ns + wait_ns : td_now_ns() + look_ns;
+    td_timer_at(&r->timer, at < r->deadline_ns ? at : r->deadline_ns);
+}
+
+static void note_pair(td_dispatch *d, td_record *r, int64_t now, td_role *missing)
+{
+    if (pair_is_ready(d, r, missing))
+        r->unready_ns = 0;
+    else if (r->unready_ns == 0)
+        r->unready_ns = now;
+}
+
+static void on_look(td_timer *timer, void *user)
+{
+    td_dispatch *d = user;
+    td_record *r = (td_record *)((char *)timer - offsetof(td_record, timer));
+    int64_t now = td_now_ns();
+    td_role missing;
+    char text[200];
+    note_pair(d, r, now, &missing);
+    if (r->unready_ns != 0 &&
+        (now >= r->deadline_ns || now - r->unready_ns >= d->conf.worker_wait_ms * TD_NS_PER_MS)) {
+        snprintf(text, sizeof(text), "no %s%s daemon is ready",
+                 r->avoid[missing] != NULL ? "other " : "", td_role_name(missing));
+        end_record(d, r, TD_GRPC_UNAVAILABLE, NULL, text);
+    } else if (now >= r->deadline_ns) {
+        snprintf(text, sizeof(text),
+                 "no room: waited %.3f s for %u pages of prefill and %u of decode",
+                 (double)(now - r->arrived_ns) / 1e9, r->claim[TD_ROLE_PREFILL].pages,
+                 r->claim[TD_ROLE_DECODE].pages);
+        end_record(d, r, TD_GRPC_RESOURCE_EXHAUSTED, NULL, text);
+    } else {
+        arm_wait(d, r);
+    }
+}
+
 /* ---- a running record ---- */
 
 /* At the head of the queue: it was placed before those that wait. */
 static void wait_again(td_dispatch *d, td_record *r)
 {
     r->stream = NULL;
+    td_role missing;
     leave_workers(d, r);
     queue_insert(d, r, true);
-    td_timer_at(&r->timer, r->deadline_ns);
+    r->unready_ns = 0;
+    note_pair(d, r, td_now_ns(), &missing);
+    arm_wait(d, r);
 }
 
 static void start_again_or_end(td_dispatch *d, td_record *r, const char *message)
@@ -145,8 +202,9 @@ static void start_again_or_end(td_dispatch *d, td_record *r, const char *message
 
 static void wait_for_room(td_dispatch *d, td_record *r)
 {
-    for (int role = 0; role < TD_N_ROLES; role++)
-        r->worker[role]->full = true; /* until its next heartbeat */
+    td_role full = strcmp(r->lost_side, "prefill") == 0 ? TD_ROLE_PREFILL : TD_ROLE_DECODE;
+    r->worker[full]->full = true; /* until its next heartbeat */
+    r->lost_side[0] = '\0';
     r->n_attempts--;
     wait_again(d, r);
 }
@@ -340,8 +398,12 @@ static bool place(td_dispatch *d, td_record *r)
         r->claimed[role] = true;
     }
     td_err err;
-    if (start(r, &err) != TD_OK)
-        start_again_or_end(d, r, err.text);
+    switch (start(r, &err)) {
+    case TD_OK: break;
+    case TD_PEER_LOST: start_again_or_end(d, r, err.text); break;
+    case TD_FULL: wait_for_room(d, r); break;
+    default: end_record(d, r, td_grpc_from_status(err.status), NULL, err.text);
+    }
     return true;
 }
 
@@ -365,41 +427,6 @@ void td_dispatch_pump(td_dispatch *d)
         td_task_defer(&d->pump);
 }
 
-static bool pair_is_ready(const td_dispatch *d, const td_record *r, td_role *missing)
-{
-    for (int role = 0; role < TD_N_ROLES; role++) {
-        *missing = (td_role)role;
-        if (!td_registry_any_ready(d->conf.registry, *missing, r->avoid[role]))
-            return false;
-    }
-    return true;
-}
-
-/* A queued record has waited long enough: for a ready pair, or for room. */
-static void on_wait_over(td_timer *timer, void *user)
-{
-    td_dispatch *d = user;
-    td_record *r = (td_record *)((char *)timer - offsetof(td_record, timer));
-    int64_t now = td_now_ns();
-    td_role missing;
-    if (!pair_is_ready(d, r, &missing)) {
-        char text[100];
-        snprintf(text, sizeof(text), "no %s%s daemon is ready",
-                 r->avoid[missing] != NULL ? "other " : "", td_role_name(missing));
-        end_record(d, r, TD_GRPC_UNAVAILABLE, NULL, text);
-        return;
-    }
-    if (now < r->deadline_ns) {
-        td_timer_at(timer, r->deadline_ns);
-        return;
-    }
-    char text[200];
-    snprintf(text, sizeof(text), "no room: waited %.3f s for %u pages of prefill and %u of decode",
-             (double)(now - r->arrived_ns) / 1e9, r->claim[TD_ROLE_PREFILL].pages,
-             r->claim[TD_ROLE_DECODE].pages);
-    end_record(d, r, TD_GRPC_RESOURCE_EXHAUSTED, NULL, text);
-}
-
 static td_status check_fits(td_dispatch *d, td_record *r, td_err *err)
 {
     for (int role = 0; role < TD_N_ROLES; role++) {
@@ -408,7 +435,7 @@ static td_status check_fits(td_dispatch *d, td_record *r, td_err *err)
             continue; /* nobody to ask: it waits */
         uint32_t most = td_registry_most_pages(d->conf.registry, (td_role)role);
         if (claim.pages > most)
-            return td_fail(err, TD_EXHAUSTED,
+            return td_fail(err, TD_TOO_LARGE,
                            "can never fit: needs %u KV pages (%u prompt + %u max_tokens) of a %s "
                            "daemon, the largest has %u",
                            claim.pages, r->n_prompt, r->max_tokens, td_role_name((td_role)role),
@@ -427,16 +454,17 @@ td_status td_dispatch_submit(td_dispatch *d, td_record *r, td_err *err)
                      d->conf.max_requests);
         goto refuse;
     }
-    td_timer_init(&r->timer, d->conf.loop, on_wait_over, d);
+    td_timer_init(&r->timer, d->conf.loop, on_look, d);
     td_worker *chosen[TD_N_ROLES];
     if (d->n_queued >= d->conf.queue_length && (d->n_queued > 0 || !find_pair(d, r, chosen))) {
         st = td_fail(err, TD_EXHAUSTED, "no room now, and the queue of %u requests is full",
                      d->conf.queue_length);
         goto refuse;
     }
+    td_role missing;
     queue_insert(d, r, false);
-    int64_t wait_ns = r->arrived_ns + d->conf.worker_wait_ms * TD_NS_PER_MS;
-    td_timer_at(&r->timer, wait_ns < r->deadline_ns ? wait_ns : r->deadline_ns);
+    note_pair(d, r, r->arrived_ns, &missing);
+    arm_wait(d, r);
     td_task_defer(&d->pump);
     td_metric_set(d->m_active, d->n_queued + d->n_running);
     return TD_OK;
@@ -460,11 +488,11 @@ void td_dispatch_worker_lost(td_dispatch *d, td_worker *worker, const char *why)
             r->stream = NULL;
             start_again_or_end(d, r, text);
         }
-    int64_t wait_ns = td_now_ns() + d->conf.worker_wait_ms * TD_NS_PER_MS;
+    int64_t now = td_now_ns();
     for (td_record *r = d->head; r != NULL; r = r->next) {
         td_role missing;
-        if (!pair_is_ready(d, r, &missing) && wait_ns < r->deadline_ns)
-            td_timer_at(&r->timer, wait_ns);
+        note_pair(d, r, now, &missing);
+        arm_wait(d, r);
     }
 }
 
@@ -502,11 +530,6 @@ void td_dispatch_destroy(td_dispatch *d)
         td_task_cancel(&d->pump);
     free(d->running);
     free(d);
-}
-
-void td_dispatch_set_registry(td_dispatch *d, td_registry *registry)
-{
-    d->conf.registry = registry;
 }
 
 uint32_t td_dispatch_active(const td_dispatch *d)

@@ -18,11 +18,10 @@ typedef struct {
 
 td_status td_dispatch_create(const td_dispatch_conf *conf, td_dispatch **out, td_err *err);
 void td_dispatch_destroy(td_dispatch *dispatch); /* no record is left; NULL is fine */
-void td_dispatch_set_registry(td_dispatch *dispatch, td_registry *registry);
 
 /* Takes a filled record (calloc'ed; the dispatcher's from here on, also when it refuses: then it is
- * freed and no callback comes). TD_EXHAUSTED: queue or table full, or it can never fit. on_end may
- * not come from inside. */
+ * freed and no callback comes). TD_EXHAUSTED: queue or table full; TD_TOO_LARGE: it can never fit.
+ * on_end may not come from inside. */
 td_status td_dispatch_submit(td_dispatch *dispatch, td_record *record, td_err *err);
 /* The client is gone or has enough: frees the record, no callback. */
 void td_dispatch_cancel(td_dispatch *dispatch, td_record *record);

@@ -34,8 +34,7 @@ typedef struct {
     td_rpc_call *call;
     td_record *record; /* NULL while the text is tokenised */
     td_tokenising *tokenising;
-    char *raw; /* [n_raw] the request's bytes: stop strings point into it */
-    size_t n_raw;
+    char *stops;           /* the stop strings' bytes, owned */
     generate_request *req; /* until the record is made */
     td_emitter emitter;
     td_record_sampling sampling;
@@ -52,7 +51,7 @@ static void generation_free(generation *g)
     td_emitter_fini(&g->emitter);
     if (g->req != NULL)
         tandem__v1__generate_request__free_unpacked(g->req, NULL);
-    free(g->raw);
+    free(g->stops);
     free(g);
 }
 
@@ -80,6 +79,13 @@ static void fail_generation(generation *g, td_grpc_status status, const char *me
     log_end(g, td_grpc_status_name(status), message);
     td_rpc_call_finish(g->call, status, message);
     generation_free(g);
+}
+
+/* What can never be done is no reason to try again, as RESOURCE_EXHAUSTED would be. */
+static void refuse_generation(generation *g, td_status st, const char *message)
+{
+    fail_generation(g, st == TD_TOO_LARGE ? TD_GRPC_OUT_OF_RANGE : td_grpc_from_status(st),
+                    message);
 }
 
 /* ---- answers ---- */
@@ -265,22 +271,25 @@ static void on_tokenised(void *user, td_status st, int32_t *ids, size_t n, const
     else
         err = *why;
     if (st != TD_OK)
-        fail_generation(g, td_grpc_from_status(st), err.text);
+        refuse_generation(g, st, err.text);
 }
 
-static td_status take_input(generation *g, td_err *err)
+/* msg: the request's bytes; text may hold U+0000. The generation may have ended when it returns
+ * TD_OK. */
+static td_status take_input(generation *g, const void *msg, size_t len, td_err *err)
 {
     td_front *f = g->front;
     switch (g->req->input_case) {
     case TANDEM__V1__GENERATE_REQUEST__INPUT_TEXT: {
         size_t pos = 0, n_text = 0, n;
         const char *text = "", *bytes;
-        while (td_wire_next_bytes(g->raw, g->n_raw, 2, &pos, &bytes, &n)) {
+        while (td_wire_next_bytes(msg, len, 2, &pos, &bytes, &n)) {
             text = bytes;
             n_text = n;
         }
         td_text_job job = {.model = f->conf.model,
                            .loop = f->conf.loop,
+                           .pooled_bytes = &f->text.pooled_bytes,
                            .text = text,
                            .n_bytes = n_text,
                            .flags = TD_ENCODE_SPECIAL,
@@ -302,7 +311,26 @@ static td_status take_input(generation *g, td_err *err)
     }
 }
 
-static td_status check_request(generation *g, td_err *err)
+/* The emitter's own copy: the request's bytes go when the call that brought them returns. */
+static td_status keep_stops(generation *g, const td_stop_string *stops, uint32_t n, td_err *err)
+{
+    size_t n_bytes = 0, at = 0;
+    for (uint32_t i = 0; i < n; i++)
+        n_bytes += stops[i].n_bytes;
+    if (n == 0)
+        return TD_OK;
+    g->stops = malloc(n_bytes);
+    if (g->stops == NULL)
+        return td_fail(err, TD_NOMEM, "no memory for the request");
+    for (uint32_t i = 0; i < n; at += stops[i++].n_bytes) {
+        memcpy(g->stops + at, stops[i].bytes, stops[i].n_bytes);
+        g->emitter.stops[i] = (td_stop_string){g->stops + at, stops[i].n_bytes};
+    }
+    g->emitter.n_stops = n;
+    return TD_OK;
+}
+
+static td_status check_request(generation *g, const void *msg, size_t len, td_err *err)
 {
     td_front *f = g->front;
     bool need_seed;
@@ -314,18 +342,16 @@ static td_status check_request(generation *g, td_err *err)
         return td_fail(err, TD_EXHAUSTED, "%u requests are active, the most there may be",
                        f->conf.max_requests);
     ProtobufCMessage *message;
-    td_status st = td_message_unpack(&tandem__v1__generate_request__descriptor, g->raw, g->n_raw,
-                                     &message, err);
+    td_status st =
+        td_message_unpack(&tandem__v1__generate_request__descriptor, msg, len, &message, err);
     if (st != TD_OK)
         return st;
     g->req = (generate_request *)message;
-    st = td_check_request_id(td_rpc_call_header(g->call, "x-request-id"), g->id, err);
-    if (st == TD_OK)
-        st = td_check_model(f->conf.model, g->req->model, err);
+    st = td_check_model(f->conf.model, g->req->model, err);
     if (st == TD_OK)
         st = td_check_sampling(f->conf.model, g->req, &g->sampling, &need_seed, err);
     if (st == TD_OK)
-        st = td_check_stops(g->raw, g->n_raw, stops, &n_stops, err);
+        st = td_check_stops(msg, len, stops, &n_stops, err);
     if (st == TD_OK && n_stops > 0 && f->conf.model->tokenizer == NULL)
         st = td_fail(err, TD_INVALID, "stop: the model has no tokenizer, only stop_token_ids work");
     if (st == TD_OK && need_seed)
@@ -333,27 +359,29 @@ static td_status check_request(generation *g, td_err *err)
     if (st != TD_OK)
         return st;
     td_emitter_init(&g->emitter, f->conf.model->tokenizer, g->req->min_tokens);
-    memcpy(g->emitter.stops, stops, sizeof(stops[0]) * n_stops);
-    g->emitter.n_stops = n_stops;
-    return TD_OK;
+    return keep_stops(g, stops, n_stops, err);
+}
+
+/* The client's id, or one that is made: also for the answer and the log line of a refusal. */
+static td_status take_id(generation *g, td_err *err)
+{
+    td_status st = td_check_request_id(td_rpc_call_header(g->call, "x-request-id"), g->id, err);
+    if (st != TD_OK)
+        td_request_id_make(g->id);
+    td_rpc_call_set_header(g->call, "x-request-id", g->id);
+    return st;
 }
 
 static void on_generate(td_rpc_call *call, void *user, const void *msg, size_t len)
 {
     td_front *f = user;
     generation *g = calloc(1, sizeof(*g));
-    char *raw = malloc(len + 1);
-    if (g == NULL || raw == NULL) {
-        free(g);
-        free(raw);
+    if (g == NULL) {
         td_rpc_call_finish(call, TD_GRPC_RESOURCE_EXHAUSTED, "no memory for the request");
         return;
     }
-    memcpy(raw, msg, len);
     g->front = f;
     g->call = call;
-    g->raw = raw;
-    g->n_raw = len;
     g->arrived_ns = td_now_ns();
     g->deadline_ns = g->arrived_ns + f->conf.request_timeout_ms * TD_NS_PER_MS;
     int64_t asked = td_rpc_call_deadline_ns(call);
@@ -362,15 +390,14 @@ static void on_generate(td_rpc_call *call, void *user, const void *msg, size_t l
     f->n_active++;
     td_metric_set(f->m_active, f->n_active);
     td_rpc_call_set_data(call, g);
-    snprintf(g->id, sizeof(g->id), "-");
     td_err err;
-    td_status st = check_request(g, &err);
+    td_status st = take_id(g, &err);
     if (st == TD_OK)
-        td_rpc_call_set_header(call, "x-request-id", g->id);
+        st = check_request(g, msg, len, &err);
     if (st == TD_OK)
-        st = take_input(g, &err);
+        st = take_input(g, msg, len, &err);
     if (st != TD_OK)
-        fail_generation(g, td_grpc_from_status(st), err.text);
+        refuse_generation(g, st, err.text);
 }
 
 static void on_generate_cancelled(td_rpc_call *call, void *user, td_grpc_status why)
@@ -421,7 +448,7 @@ td_status td_front_create(const td_front_conf *conf, td_front **out, td_err *err
     if (f == NULL)
         return td_fail(err, TD_NOMEM, "front: no memory");
     f->conf = *conf;
-    f->text = (td_text_service){conf->loop, conf->model};
+    f->text = (td_text_service){.loop = conf->loop, .model = conf->model};
     f->m_active = td_metrics_get(conf->metrics, TD_GAUGE, "tandem_calls_active", "",
                                  "Generate calls that have not ended");
     f->m_ok = td_metrics_get(conf->metrics, TD_COUNTER, "tandem_requests_total", "status=\"ok\"",

@@ -10,6 +10,7 @@
 #include <uv.h>
 
 #define INLINE_BYTES 8192 /* shorter texts take less time than a trip to the pool */
+#define MAX_POOLED_BYTES ((size_t)64 << 20)
 
 struct td_tokenising {
     uv_work_t work;
@@ -32,6 +33,7 @@ static void encode_on_pool(uv_work_t *work)
 static void after_encode(uv_work_t *work, int status)
 {
     td_tokenising *t = work->data;
+    *t->job.pooled_bytes -= t->job.n_bytes;
     if (status != 0)
         t->st = td_fail(&t->err, TD_CANCELLED, "tokenising was cancelled");
     if (t->cancelled)
@@ -71,6 +73,9 @@ td_status td_text_tokenise(const td_text_job *job, td_tokenising **out, td_err *
             job->done(job->user, TD_OK, ids, n, NULL);
         return st;
     }
+    if (*job->pooled_bytes > MAX_POOLED_BYTES)
+        return td_fail(err, TD_EXHAUSTED, "%zu bytes of text are being tokenised already",
+                       *job->pooled_bytes);
     td_tokenising *t = calloc(1, sizeof(*t) + job->n_bytes);
     if (t == NULL)
         return td_fail(err, TD_NOMEM, "no memory for a text of %zu bytes", job->n_bytes);
@@ -81,6 +86,7 @@ td_status td_text_tokenise(const td_text_job *job, td_tokenising **out, td_err *
         free(t);
         return td_fail(err, TD_INTERNAL, "the thread pool takes no work");
     }
+    *job->pooled_bytes += job->n_bytes;
     *out = t;
     return TD_OK;
 }
@@ -110,7 +116,7 @@ static void on_tokenized(void *user, td_status st, int32_t *ids, size_t n, const
 
 static void on_tokenize(td_rpc_call *call, void *user, const void *msg, size_t len)
 {
-    const td_text_service *s = user;
+    td_text_service *s = user;
     ProtobufCMessage *message;
     td_err err;
     td_status st =
@@ -124,6 +130,7 @@ static void on_tokenize(td_rpc_call *call, void *user, const void *msg, size_t l
     const char *bytes;
     td_text_job job = {.model = s->model,
                        .loop = s->loop,
+                       .pooled_bytes = &s->pooled_bytes,
                        .text = "",
                        .flags = req->no_special ? 0 : TD_ENCODE_SPECIAL,
                        .done = on_tokenized,
@@ -179,6 +186,9 @@ static void on_detokenize(td_rpc_call *call, void *user, const void *msg, size_t
     st = td_check_model(s->model, req->model, &err);
     if (st == TD_OK && s->model->tokenizer == NULL)
         st = td_fail(&err, TD_INVALID, "model \"%s\" has no tokenizer", s->model->name);
+    if (st == TD_OK && req->n_token_ids > s->model->context_length)
+        st = td_fail(&err, TD_INVALID, "%zu token ids: more than a context of %u", req->n_token_ids,
+                     s->model->context_length);
     if (st == TD_OK)
         st = td_check_ids(s->model, req->token_ids, req->n_token_ids, &err);
     if (st == TD_OK)
@@ -194,15 +204,15 @@ static void on_detokenize(td_rpc_call *call, void *user, const void *msg, size_t
     free(text);
 }
 
-void td_text_methods(const td_text_service *service, td_rpc_method *rows)
+void td_text_methods(td_text_service *service, td_rpc_method *rows)
 {
     rows[0] = (td_rpc_method){.path = "/tandem.v1.Inference/Tokenize",
                               .kind = TD_RPC_UNARY,
                               .on_message = on_tokenize,
                               .on_cancelled = on_tokenize_cancelled,
-                              .user = (void *)service};
+                              .user = service};
     rows[1] = (td_rpc_method){.path = "/tandem.v1.Inference/Detokenize",
                               .kind = TD_RPC_UNARY,
                               .on_message = on_detokenize,
-                              .user = (void *)service};
+                              .user = service};
 }

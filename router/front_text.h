@@ -10,7 +10,8 @@ typedef struct td_tokenising td_tokenising;
 typedef struct {
     const td_model_info *model;
     td_loop *loop;
-    const char *text; /* [n_bytes], copied */
+    size_t *pooled_bytes; /* the service's */
+    const char *text;     /* [n_bytes], copied */
     size_t n_bytes;
     unsigned flags; /* TD_ENCODE_* */
     /* ids: malloc'ed, the callee's when st is TD_OK. May come from inside td_text_tokenise(). */
@@ -20,15 +21,16 @@ typedef struct {
 
 /* TD_OK: done comes once, unless td_text_cancel() is called before; *out is NULL if it came
  * already. Refused (done does not come): empty, not UTF-8, more text than a context's tokens can
- * hold, or a model without tokenizer. */
+ * hold, or a model without tokenizer; TD_EXHAUSTED: too many long texts are being worked on. */
 td_status td_text_tokenise(const td_text_job *job, td_tokenising **out, td_err *err);
 void td_text_cancel(td_tokenising *t); /* NULL is fine */
 
 typedef struct {
     td_loop *loop;
     const td_model_info *model;
+    size_t pooled_bytes; /* of texts on the thread pool, Generate's among them */
 } td_text_service;
 
 /* Two rows: Tokenize, Detokenize. service outlives the server. */
-void td_text_methods(const td_text_service *service, td_rpc_method *rows);
+void td_text_methods(td_text_service *service, td_rpc_method *rows);
 #endif

@@ -1,9 +1,8 @@
 /* tandem-router: boot, drain, exit. The order of closing is: front and admin RPC, workers, life. */
 #include "common/base/log.h"
-#include "common/serve/health.h"
 #include "common/serve/ident.h"
 #include "common/serve/reflection.h"
-#include "common/serve/serve.h"
+#include "common/serve/rest.h"
 #include "router/admin.h"
 #include "router/conf.h"
 #include "router/front.h"
@@ -35,7 +34,7 @@ typedef struct {
     td_rpc_method methods[N_METHODS];
     td_rpc_server *server;
     bool draining;
-    td_timer drain_check;
+    td_rest rest;
 } router;
 
 /* ---- life ---- */
@@ -63,13 +62,9 @@ static void on_worker_change(void *user)
     td_dispatch_pump(r->dispatch);
 }
 
-static void check_drained(td_timer *timer, void *user)
+static uint32_t active(void *user)
 {
-    router *r = user;
-    if (td_front_active(r->front) > 0)
-        return;
-    td_timer_stop(timer);
-    td_serve_drained(r->serve);
+    return td_front_active(((router *)user)->front);
 }
 
 static void on_drain(void *user)
@@ -78,7 +73,9 @@ static void on_drain(void *user)
     r->draining = true;
     td_front_drain(r->front);
     update_health(r);
-    td_timer_every(&r->drain_check, 0, 20 * 1000000LL);
+    r->rest = (td_rest){
+        .serve = r->serve, .server = r->server, .health = &r->health, .active = active, .user = r};
+    td_rest_begin(&r->rest, r->loop);
 }
 
 static void on_registry_closed(void *user)
@@ -100,7 +97,7 @@ static void on_exit_now(void *user, bool drained)
 {
     router *r = user;
     td_info("router.exit", "drained=%d active=%u", drained, td_front_active(r->front));
-    td_timer_stop(&r->drain_check);
+    td_rest_stop(&r->rest);
     td_rpc_server_close(r->server, on_server_closed, r);
 }
 
@@ -211,7 +208,6 @@ static td_status boot(router *r, td_err *err)
                            .on_drain = on_drain,
                            .on_exit = on_exit_now,
                            .user = r};
-    td_timer_init(&r->drain_check, r->loop, check_drained, r);
     st = td_serve_open(&serve, &r->serve, err);
     if (st == TD_OK)
         st = open_registry(r, err);

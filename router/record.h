@@ -58,7 +58,8 @@ struct td_record {
     uint32_t n_drafted, n_accepted;
     double admission_s, prefill_s, transfer_s; /* decode's account; 0 before the first token */
     char lost_side[16], lost_peer[272];        /* from the decode daemon's Failure */
-    td_timer timer;                            /* queued: when it is waited for no longer */
+    td_timer timer;                            /* queued: when it is looked at again */
+    int64_t unready_ns;                        /* queued: since when no pair is ready; 0: one is */
     td_record *prev, *next;                    /* in the queue */
     /* the owner's (the front's) */
     void (*on_tokens)(td_record *record, const uint32_t *ids, uint32_t n);

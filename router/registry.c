@@ -9,6 +9,9 @@
 #include <string.h>
 
 #define MAX_WORKERS 128
+#define SECOND_LOOK_MS 5
+/* Above what a worker takes (max-requests) and what lists of links ask: a heartbeat has room. */
+#define MAX_RPCS 8192
 
 struct td_registry {
     td_registry_conf conf;
@@ -32,7 +35,7 @@ static void set_lost(td_worker *w, const char *why)
     w->reachable = false;
     snprintf(w->why, sizeof(w->why), "%.255s", why);
     if (!was)
-        return;
+        return; /* the connection's own log tells why it does not come */
     td_warn("worker.lost", "worker=%s role=%s why=\"%s\"", w->address, td_role_name(w->role), why);
     w->registry->conf.on_lost(w->registry->conf.user, w, why);
 }
@@ -72,6 +75,9 @@ static void on_heartbeat(td_rpc_request *req, void *user, const void *msg, size_
     td_err err;
     (void)req;
     if (take_status(w, msg, len, &err) != TD_OK) {
+        if (strcmp(w->why, err.text) != 0) /* once: it will say so at every heartbeat */
+            td_warn("worker.refused", "worker=%s role=%s why=\"%s\"", w->address,
+                    td_role_name(w->role), err.text);
         set_lost(w, err.text);
         return;
     }
@@ -91,14 +97,29 @@ static void on_heartbeat_end(td_rpc_request *req, void *user, td_grpc_status sta
     td_worker *w = user;
     (void)req;
     w->heartbeat = NULL;
+    td_timer_stop(&w->patience);
     if (status == TD_GRPC_OK || w->registry->n_closing > 0)
         return;
     char why[200];
-    if (status == TD_GRPC_DEADLINE_EXCEEDED)
-        snprintf(why, sizeof(why), "no heartbeat for %lld ms",
-                 (long long)w->registry->conf.heartbeat_timeout_ms);
-    else
-        snprintf(why, sizeof(why), "%s: %s", td_grpc_status_name(status), message);
+    snprintf(why, sizeof(why), "%s: %s", td_grpc_status_name(status), message);
+    set_lost(w, why);
+}
+
+/* libuv runs timers before sockets: a router that was itself stopped, or starved, finds the time
+ * over and the answer unread. So whoever seems silent gets one more turn of the loop. */
+static void on_patience(td_timer *timer, void *user)
+{
+    td_worker *w = user;
+    char why[64];
+    if (!w->second_look) {
+        w->second_look = true;
+        td_timer_at(timer, td_now_ns() + SECOND_LOOK_MS * TD_NS_PER_MS);
+        return;
+    }
+    td_rpc_request_cancel(w->heartbeat);
+    w->heartbeat = NULL;
+    snprintf(why, sizeof(why), "no heartbeat for %lld ms",
+             (long long)w->registry->conf.heartbeat_timeout_ms);
     set_lost(w, why);
 }
 
@@ -115,18 +136,22 @@ static void ask(td_worker *w, int64_t now)
     Tandem__V1__HeartbeatRequest msg = TANDEM__V1__HEARTBEAT_REQUEST__INIT;
     msg.router_incarnation = (char *)r->conf.incarnation;
     td_rpc_request_args args = {
-        .path = "/tandem.v1.Worker/Heartbeat",
-        .deadline_ns = now + r->conf.heartbeat_timeout_ms * TD_NS_PER_MS,
+        .path = "/tandem.v1.Worker/Heartbeat", /* its deadline is `patience` */
         .on_message = on_heartbeat,
         .on_finish = on_heartbeat_end,
         .user = w,
     };
     td_err err;
     w->asked_ns = now;
-    if (td_message_start(w->client, &args, &msg.base, &w->heartbeat, &err) != TD_OK) {
-        w->heartbeat = NULL;
-        set_lost(w, err.text);
+    td_status st = td_message_start(w->client, &args, &msg.base, &w->heartbeat, &err);
+    if (st == TD_OK) {
+        w->second_look = false;
+        td_timer_at(&w->patience, now + r->conf.heartbeat_timeout_ms * TD_NS_PER_MS);
+        return;
     }
+    w->heartbeat = NULL;
+    if (st == TD_PEER_LOST) /* for want of memory or room it is asked again at the next beat */
+        set_lost(w, err.text);
 }
 
 static void on_tick(td_timer *timer, void *user)
@@ -178,13 +203,15 @@ td_status td_registry_add(td_registry *r, td_role role, const char *address, td_
     w->role = role;
     td_addr_format(&addr, w->address);
     snprintf(w->why, sizeof(w->why), "not heard yet");
+    td_timer_init(&w->patience, r->conf.loop, on_patience, w);
     td_rpc_client_conf conf = {
         .peer = addr,
         .name = td_role_name(role),
         .on_state = on_state,
         .user = w,
         .backoff_max_ms = 500, /* a restarted worker is used again within its 2 seconds */
-        .max_message_bytes = 8U << 20,
+        .max_requests = MAX_RPCS,
+        .max_message_bytes = 16U << 20, /* a worker's limit */
     };
     st = td_rpc_client_open(r->conf.loop, &conf, &w->client, err);
     if (st != TD_OK) {
@@ -223,6 +250,8 @@ void td_registry_close(td_registry *r, void (*on_closed)(void *user), void *user
             on_closed(user);
         return;
     }
+    for (uint32_t i = 0; i < r->n_workers; i++)
+        td_timer_stop(&r->workers[i]->patience);
     for (uint32_t i = 0, n = r->n_workers; i < n; i++)
         td_rpc_client_close(r->workers[i]->client, on_client_closed, r->workers[i]);
 }
@@ -260,7 +289,7 @@ bool td_worker_has_room(const td_worker *w, td_claim claim)
 /* Requests there: ours, or all that it reported if other routers use it, too. */
 static uint32_t load_of(const td_worker *w)
 {
-    uint32_t reported = w->status->requests_active + w->status->requests_queued;
+    uint32_t reported = w->status->requests_active; /* those that wait there are among them */
     return w->n_claims > reported ? w->n_claims : reported;
 }
 

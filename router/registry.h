@@ -31,6 +31,8 @@ struct td_worker { /* read by dispatch and admin; written by the registry */
     bool full;                        /* it refused for want of room since its last heartbeat */
     char why[256];                    /* why it is not used; "" when it is */
     int64_t asked_ns, heard_ns;       /* last heartbeat's start and last answer; 0: never */
+    td_timer patience;                /* with the heartbeat under way */
+    bool second_look;                 /* its time is over; what waits in the socket is read first */
     uint32_t n_claims;
     td_claim claimed;  /* sum over the requests that this router runs there */
     uint64_t last_use; /* a counter: equal load goes to who waited longest */

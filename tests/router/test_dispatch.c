@@ -236,7 +236,7 @@ TEST(what_can_never_fit_is_refused_with_the_numbers)
     probe p;
     td_err err = {0};
     world_open(&w, &(world_conf){.pages = 4});
-    TD_EQ(TD_EXHAUSTED, submit(&w, &p, 200, 100, 5000, &err));
+    TD_EQ(TD_TOO_LARGE, submit(&w, &p, 200, 100, 5000, &err));
     TD_STR("can never fit: needs 5 KV pages (200 prompt + 100 max_tokens) of a decode daemon, the "
            "largest has 4",
            err.text);

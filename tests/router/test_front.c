@@ -369,7 +369,7 @@ TEST(bad_requests_are_refused_and_nothing_else_suffers)
     refused(&w, &req, TD_GRPC_INVALID_ARGUMENT, "exceed the context of 8192");
     req = plain();
     req.max_tokens = 8000; /* 64 pages of 64 tokens */
-    refused(&w, &req, TD_GRPC_RESOURCE_EXHAUSTED, "can never fit");
+    refused(&w, &req, TD_GRPC_OUT_OF_RANGE, "can never fit");
     asking a;
     asking_how how = generate;
     how.request_id = "not a good one";
