@@ -2,7 +2,9 @@
  * ranks' memories; NCCL takes its place in the CUDA plug-in. Every rank calls the same collectives
  * in the same order with the same sizes. Calls are ordered on the given stream. Waits end when the
  * group is aborted (td_comm_group_abort) or when a peer has not arrived for the group's deadline:
- * TD_CANCELLED / TD_DEADLINE, and the group is unusable from then on. */
+ * TD_CANCELLED / TD_DEADLINE, and the group is unusable from then on. Memory handed to a collective
+ * must live until every rank's call has returned, after an abort too: a peer may still be copying
+ * from it. TD_INTERNAL: the ranks came with different sizes or counts out of bounds. */
 #ifndef TD_COMM_COMM_H
 #define TD_COMM_COMM_H
 #include "common/base/status.h"
