@@ -36,6 +36,7 @@ struct td_stream {
     uint32_t n_threads, n_helpers; /* n_helpers: those that were started */
     int64_t spin_ns;
     td_isa isa, best_isa;
+    int busy;         /* the caller is inside of td_cpu_for */
     scratch *scratch; /* [n_threads + 1]; the last is the operation's */
     helper *helpers;  /* [n_threads - 1] */
     /* The job: written by the caller while it is closed and nobody is inside. */
@@ -223,7 +224,8 @@ void td_cpu_for(td_stream *s, int64_t n, int64_t grain, td_cpu_part part, void *
         return;
     if (grain <= 0)
         grain = 1;
-    td_assert(!atomic_load(&s->open));
+    td_assert(!s->busy);
+    s->busy = 1;
     s->part = part;
     s->arg = arg;
     s->n = n;
@@ -232,13 +234,14 @@ void td_cpu_for(td_stream *s, int64_t n, int64_t grain, td_cpu_part part, void *
     atomic_store(&s->next, 0);
     if (s->n_helpers == 0 || s->n_pieces == 1) {
         do_pieces(s, 0);
-        return;
+    } else {
+        atomic_store(&s->open, 1);
+        ring(s, s->n_pieces - 1);
+        do_pieces(s, 0);
+        atomic_store(&s->open, 0);
+        wait_empty(s);
     }
-    atomic_store(&s->open, 1);
-    ring(s, s->n_pieces - 1);
-    do_pieces(s, 0);
-    atomic_store(&s->open, 0);
-    wait_empty(s);
+    s->busy = 0;
 }
 
 uint32_t td_cpu_threads(const td_stream *s)

@@ -1,7 +1,7 @@
 #include "kernels/cpu/tiles.h"
 
-#define ROUND_M 6         /* rows that the widest kernel takes at once */
-#define PIECE_WORK 131072 /* multiplications; below that handing out costs more than it gives */
+#define ROUND_M 6        /* rows that the widest kernel takes at once */
+#define PIECE_WORK 32768 /* multiplications; below that handing out costs more than it gives */
 #define PIECES_PER_THREAD 4
 
 td_tiles td_tiles_plan(td_stream *stream, int M, int N, int K, int64_t times)

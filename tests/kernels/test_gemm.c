@@ -4,6 +4,7 @@
  * at most 2^-24 of what it adds up, so with S = sum of |x w scales| the two differ by less than (64
  * + 4 + K/1024 + 2 + 128 + K/128 + 4) * 2^-24 * S. bf16 results: one bf16 step more. */
 #include "kernels/gemm/gemm.h"
+#include "tests/common/base/td_hard.h"
 #include "tests/kernels/kernel_test.h"
 
 TD_TEST_MAIN
@@ -331,6 +332,17 @@ TEST(empty_sizes)
         a = (td_gemm_args){.M = 4, .K = 4, .x_stride = 4};
         TD_EQ(TD_OK, td_gemm_cpu(&a, stream));
     }
+    td_device_close(device);
+}
+
+TEST(says_when_memory_is_short)
+{
+    kt_rng rng = kt_seeded();
+    td_device *device = kt_open(3);
+    problem p = make(&rng, 20, 30, 40, TD_BF16, INTEGERS);
+    p.a.y = p.y.p;
+    TD_EACH_ALLOC_FAILS(TD_NOMEM, td_gemm_cpu(&p.a, td_device_stream(device)), (void)0);
+    drop(&p);
     td_device_close(device);
 }
 

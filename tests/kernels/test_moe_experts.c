@@ -7,6 +7,7 @@
 #include "kernels/gemm/gemm.h"
 #include "kernels/moe_experts/moe_experts.h"
 #include "kernels/silu_mul/silu_mul.h"
+#include "tests/common/base/td_hard.h"
 #include "tests/kernels/ways.h"
 
 TD_TEST_MAIN
@@ -367,6 +368,18 @@ TEST(nan_stays_in_its_row)
         drop(&p);
     }
     kt_ways_close(&w);
+}
+
+TEST(says_when_memory_is_short)
+{
+    kt_rng rng = kt_seeded();
+    td_device *device = kt_open(3);
+    td_moe_experts_args shape = {.T = 20, .D = 40, .I = 30, .K = 2, .dtype = TD_E4M3};
+    shape.expert_hi = 3;
+    problem p = make(&rng, shape, NORMAL, RANDOM);
+    TD_EACH_ALLOC_FAILS(TD_NOMEM, td_moe_experts_cpu(&p.a, td_device_stream(device)), (void)0);
+    drop(&p);
+    td_device_close(device);
 }
 
 TEST(refuses_what_it_cannot_do)
