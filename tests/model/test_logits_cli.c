@@ -1,6 +1,7 @@
 /* tandem-logits as a program: what it writes, what it refuses, and with which exit status. */
 #include "model/safetensors.h"
 #include "tests/model/compare.h"
+#include "tests/model/made_model.h"
 #include "tests/model/scratch.h"
 #include "tests/td_test.h"
 
@@ -75,8 +76,29 @@ TEST(writes_what_it_was_asked_for_and_nothing_else)
     td_safetensors_close(file);
     TD_EQ(0, run_golden("[5]", "--precise --generate 1"));
     TD_EQ(TD_OK, td_safetensors_open(td_scratch_path(dir, "out.safetensors"), &file, NULL));
-    TD_EQ(2, td_safetensors_count(file)); /* one token: no draft row */
+    TD_EQ(3, td_safetensors_count(file));
+    TD_EQ(0, td_need(file, "mtp_logits")->shape[0]); /* one token: no draft row */
     td_safetensors_close(file);
+}
+
+TEST(a_checkpoint_without_draft_layer_has_no_draft_logits_and_takes_no_drafts)
+{
+    char options[2048];
+    td_safetensors *file = NULL;
+    td_made_model m = td_made_model_odd();
+    const char *model = td_scratch_dir(), *ids = ids_file("[5, 6, 7]");
+    m.draft = 0;
+    td_make_model(model, &m);
+    snprintf(options, sizeof(options), "--model %s --ids %s --out %s/x --generate 3", model, ids,
+             dir);
+    TD_EQ(0, run(options));
+    TD_EQ(TD_OK, td_safetensors_open(td_scratch_path(dir, "x"), &file, NULL));
+    TD_EQ(2, td_safetensors_count(file));
+    TD_EQ(3, td_need(file, "generated_ids")->shape[0]);
+    td_safetensors_close(file);
+    strcat(options, " --drafts 1");
+    TD_EQ(2, run(options));
+    TD_TRUE(says("the checkpoint has no draft layer"));
 }
 
 TEST(refuses_bad_prompts_with_status_2)

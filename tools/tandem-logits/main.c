@@ -74,7 +74,7 @@ static td_status write_result(const char *path, const td_logits_result *r, td_er
         return td_fail(err, TD_NOMEM, "no memory");
     }
     tensors[n++] = tensor("logits", TD_ST_F32, r->logits, s, v);
-    if (r->mtp_logits != NULL && s > 1)
+    if (r->mtp_logits != NULL)
         tensors[n++] = tensor("mtp_logits", TD_ST_F32, r->mtp_logits, s - 1, v);
     if (r->n_generated > 0)
         tensors[n++] = tensor("generated_ids", TD_ST_I32, r->generated, r->n_generated, 0);
