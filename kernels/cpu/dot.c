@@ -6,9 +6,9 @@
 #include "kernels/numbers.h"
 
 #define LANES TD_DOT_LANES
-#define PAD 16        /* elements; keeps rows off one another's cache sets */
-#define DIRECT_M 12   /* the largest direct_m */
-#define DIRECT_STEP 8 /* rows of w that stream side by side */
+#define PAD 16      /* elements; keeps rows off one another's cache sets */
+#define DIRECT_M 12 /* the largest direct_m */
+#define STEP 8      /* rows of w that are read, or widened, at a time */
 #define PORTABLE_MR 2
 
 static int round_up(int n, int to)
@@ -122,24 +122,27 @@ static void run_groups(const td_dot_kernel *kernel, td_dtype dtype, int m, const
     }
 }
 
+/* Few rows: all of x in scratch, w streams by once and is widened in registers. */
 static void dot_direct(const td_dot_kernel *kernel, const td_dot_args *d, float *a, float *out,
                        int64_t out_stride)
 {
     const int lda = round_up(d->K, LANES) + PAD;
     for (int i = 0; i < d->m; i++)
         load_x(kernel, d, i, 0, d->K, a + (int64_t)i * lda);
-    for (int j = 0; j < d->n; j += DIRECT_STEP)
+    for (int j = 0; j < d->n; j += STEP)
         for (int k = 0; k < d->K; k += TD_DOT_CHUNK) {
             td_dot_chunk c = {.a = a + k, .b = w_at(d, j, k), .out = out + j};
             c.lda = lda;
             c.ldb = d->K;
             c.out_stride = out_stride;
-            c.n = least(d->n - j, DIRECT_STEP);
+            c.n = least(d->n - j, STEP);
             c.K = least(d->K - k, TD_DOT_CHUNK);
             run_groups(kernel, d->dtype, d->m, &c);
         }
 }
 
+/* Many rows: a chunk of x in the second-level cache; STEP rows of w at a time are widened into
+ * scratch and meet all rows of x there. */
 static void dot_packed(const td_dot_kernel *kernel, const td_dot_args *d, float *a, float *out,
                        int64_t out_stride)
 {
@@ -149,20 +152,22 @@ static void dot_packed(const td_dot_kernel *kernel, const td_dot_args *d, float 
         const int n_k = least(d->K - k, TD_DOT_CHUNK);
         for (int i = 0; i < d->m; i++)
             load_x(kernel, d, i, k, n_k, a + (int64_t)i * ld);
-        for (int j = 0; j < d->n; j++)
-            kernel->widen(d->dtype, w_at(d, j, k), n_k, 1.0f, b + (int64_t)j * ld);
-        td_dot_chunk c = {.a = a, .b = b, .out = out, .lda = ld, .ldb = ld};
-        c.out_stride = out_stride;
-        c.n = d->n;
-        c.K = round_up(n_k, LANES);
-        run_groups(kernel, TD_F32, d->m, &c);
+        for (int j = 0; j < d->n; j += STEP) {
+            td_dot_chunk c = {.a = a, .b = b, .out = out + j, .lda = ld, .ldb = ld};
+            c.out_stride = out_stride;
+            c.n = least(d->n - j, STEP);
+            c.K = round_up(n_k, LANES);
+            for (int r = 0; r < c.n; r++)
+                kernel->widen(d->dtype, w_at(d, j + r, k), n_k, 1.0f, b + (int64_t)r * ld);
+            run_groups(kernel, TD_F32, d->m, &c);
+        }
     }
 }
 
 size_t td_dot_scratch_bytes(int m, int K)
 {
     size_t direct = (size_t)least(m, DIRECT_M) * ((size_t)round_up(K, LANES) + PAD);
-    size_t packed = ((size_t)m + TD_DOT_N) * (TD_DOT_CHUNK + PAD);
+    size_t packed = ((size_t)m + STEP) * (TD_DOT_CHUNK + PAD);
     return (direct > packed ? direct : packed) * sizeof(float);
 }
 
