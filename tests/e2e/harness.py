@@ -122,6 +122,13 @@ def free_port():
     raise RuntimeError("no free port")
 
 
+def is_sanitized(folder):
+    """A build with sanitizers: everything is several times slower."""
+    with contextlib.suppress(FileNotFoundError), open(os.path.join(folder, "CMakeCache.txt")) as f:
+        return any(line.startswith("TANDEM_SANITIZE:") and line.strip()[-1] != "=" for line in f)
+    return False
+
+
 def find_program(folder, name):
     sub = name[len("tandem-"):] if name.startswith("tandem-") else os.path.join("tools", name)
     for path in (os.path.join(folder, sub, name), os.path.join(folder, name), os.path.join(folder, "tools", name, name)):
@@ -365,7 +372,8 @@ IDLE_GAUGES = ("tandem_requests_active", "tandem_requests_queued", "tandem_calls
                "tandem_transfers_active")
 
 
-CRASHES = [-number for number in (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)]
+FATAL = 1  # a daemon's exit status when its engine failed
+CRASHES = [FATAL] + [-n for n in (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)]
 SANITIZERS = ("ERROR: AddressSanitizer", "ERROR: LeakSanitizer", "WARNING: ThreadSanitizer", "runtime error: ")
 
 
@@ -384,6 +392,7 @@ class Cluster:
         self.router = Daemon(find_program(bin_dir, "tandem-router"),
                              ["--model", model] + workers + list(router_flags), "router", self.folder, env)
         self.daemons = self.prefill + self.decode + [self.router]
+        self.patient = is_sanitized(bin_dir)
         if start:
             try:
                 self.start(timeout)
@@ -396,7 +405,16 @@ class Cluster:
         return Daemon(find_program(bin_dir, "tandem-" + kind), ["--model", model] + list(own), "%s%d" % (kind, i),
                       self.folder, env)
 
+    def be_patient(self):
+        """A sanitizer's daemon may say nothing for a second and be well: tests of these times name them."""
+        for d in self.daemons:
+            flag = {"r": "--heartbeat-timeout", "d": "--peer-timeout"}.get(d.name[0])
+            if flag is not None and flag not in d.flags:
+                d.flags += [flag, "5s"]
+
     def start(self, timeout=60):
+        if self.patient:
+            self.be_patient()
         for d in self.daemons:
             if not d.running():
                 d.start()
@@ -471,7 +489,7 @@ class Cluster:
         """No daemon crashed, and no sanitizer complained, ended ones included."""
         for d in self.daemons:
             code = d.process.poll() if d.process is not None else None
-            assert code not in CRASHES, "%s ended by signal %d\n%s" % (d.name, -code, d.tail(60))
+            assert code not in CRASHES, "%s ended with status %d\n%s" % (d.name, code, d.tail(60))
             log = d.log()
             found = [mark for mark in SANITIZERS if mark in log]
             assert not found, "%s: %s\n%s" % (d.name, found, log[log.index(found[0]):][:6000])

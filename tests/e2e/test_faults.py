@@ -150,7 +150,7 @@ def a_stopped_decode_costs_a_request_that_has_not_streamed_nothing(args):
 
 def a_stream_whose_decode_dies_ends_unavailable_within_two_seconds(args):
     for how in ("kill", "pause"):
-        with two_by_two(args, "shm") as c:
+        with two_by_two(args, "shm", router_flags=["--heartbeat-timeout", "1s"]) as c:
             others = prompt_ids(c, 65)
             want = c.generate(others, max_tokens=300, **GREEDY).ids
             request = c.submit(prompt_ids(c, 100), max_tokens=4000, **GREEDY).wait_token()
@@ -202,7 +202,7 @@ def a_prefill_that_dies_after_the_pages_are_drawn_is_not_missed(args):
 
 
 def a_stopped_worker_is_noticed_within_the_heartbeats_deadline(args):
-    with Cluster(args.bin, model=args.model) as c:
+    with Cluster(args.bin, model=args.model, router_flags=["--heartbeat-timeout", "1s"]) as c:
         c.decode[0].pause()
         begun = time.monotonic()
         while all(w.reachable for w in c.status().workers):

@@ -4,8 +4,8 @@ import itertools
 import os
 import random
 
-from harness import (Cluster, Daemon, Request, admin_pb2, admin_pb2_grpc, arguments, inference_pb2_grpc, make_request,
-                     run)
+from harness import (Cluster, Daemon, Request, admin_pb2, admin_pb2_grpc, arguments, inference_pb2_grpc, is_sanitized,
+                     make_request, run)
 from pairwise import cover
 from reference import continuation, prompt_ids
 
@@ -128,15 +128,10 @@ def check_rows(args, rows, lengths):
             check_rest(members[0], group)
 
 
-def is_sanitized(folder):
-    """Sanitizers make everything several times slower: their runs leave the longest prompt to the others."""
-    return os.path.basename(os.path.abspath(folder)) in ("asan", "tsan")
-
-
 def part(args, i, n):
     rows = cover(FACTORS, allowed)
     lengths = LENGTHS
-    if is_sanitized(args.bin):
+    if is_sanitized(args.bin):  # their runs leave the longest prompt to the others
         rows, lengths = rows[::4], [1, 64, 65, 600]
     check_rows(args, rows[i::n], lengths)
 
