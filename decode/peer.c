@@ -12,8 +12,8 @@
 
 #define MAX_RENEWED 4096
 #define TICK_MS 200
-#define IDLE_NS (600 * TD_NS_PER_S) /* a peer that no request has named for so long is forgotten   \
-                                     */
+/* A peer that no request has named for so long is forgotten. */
+#define IDLE_NS (600 * TD_NS_PER_S)
 
 struct td_peers {
     td_peers_conf conf;

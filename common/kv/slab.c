@@ -49,14 +49,24 @@ void td_kv_slab_retire(td_kv_slab *slab, uint32_t page)
     if (!slab->poison)
         return;
     td_assert(slab->page_stride % sizeof(poison_bytes) == 0);
-    for (uint64_t i = 0; i < slab->page_stride; i += sizeof(poison_bytes))
-        memcpy(bytes + i, poison_bytes, sizeof(poison_bytes));
+    memcpy(bytes, poison_bytes, sizeof(poison_bytes));
+    for (uint64_t n = sizeof(poison_bytes), left; n < slab->page_stride; n *= 2) {
+        left = slab->page_stride - n;
+        memcpy(bytes + n, bytes, left < n ? left : n);
+    }
+}
+
+/* The first pattern is right, and every byte equals the one a pattern before it. */
+static int is_poisoned(const unsigned char *bytes, uint64_t n)
+{
+    const size_t step = sizeof(poison_bytes);
+    return memcmp(bytes, poison_bytes, step) == 0 && memcmp(bytes + step, bytes, n - step) == 0;
 }
 
 td_status td_kv_slab_open(td_kv_slab *slab, uint32_t page, td_err *err)
 {
     unsigned char *bytes = td_kv_slab_page(slab, page);
-    if (slab->poison) {
+    if (slab->poison && !is_poisoned(bytes, slab->page_stride)) {
         for (uint64_t i = 0; i < slab->page_stride; i++)
             if (bytes[i] != poison_bytes[i % sizeof(poison_bytes)])
                 return td_fail(err, TD_DATA_LOSS,
