@@ -51,9 +51,12 @@ static td_status parse_request_line(const char *line, size_t len, td_http1_head 
     for (const char *c = sp1 + 1; c < sp2; c++)
         if (*c <= 0x20 || *c > 0x7E)
             return refuse(status, 400);
-    head->target = strndup(sp1 + 1, (size_t)(sp2 - sp1 - 1));
+    size_t n_target = (size_t)(sp2 - sp1 - 1);
+    head->target = malloc(n_target + 1);
     if (head->target == NULL)
         return refuse(status, 503);
+    memcpy(head->target, sp1 + 1, n_target); /* the input does not end in NUL */
+    head->target[n_target] = '\0';
     char *mark = strchr(head->target, '?');
     if (mark != NULL)
         *mark = '\0';
