@@ -244,6 +244,7 @@ static void run(td_engine *engine)
         n += progress(engine);
         n += td_link_tend(engine);
         n += td_serve_tend(engine);
+        atomic_fetch_add_explicit(&engine->n_rounds, 1, memory_order_release);
         run_timers(engine);
         if (engine->want_restart) {
             restart(engine);

@@ -233,6 +233,16 @@ const unsigned char *td_xfer_descriptor(const td_xfer *xfer, size_t *n_bytes)
     return xfer->desc;
 }
 
+void td_xfer_publish(td_xfer *xfer)
+{
+    atomic_fetch_add_explicit(&xfer->engine.published, 1, memory_order_release);
+}
+
+void td_xfer_reclaim(td_xfer *xfer)
+{
+    (void)atomic_load_explicit(&xfer->engine.n_rounds, memory_order_acquire);
+}
+
 /* ---- commands ---- */
 
 static void push_command(td_xfer *xfer, const void *cmd, size_t n_bytes)

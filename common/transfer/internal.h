@@ -198,6 +198,8 @@ typedef struct td_engine {
     td_ring *commands, *events;
     int wake_fd;
     _Atomic int asleep;
+    _Atomic uint64_t published; /* see td_xfer_publish() */
+    _Atomic uint64_t n_rounds;  /* of the thread's loop; see td_xfer_reclaim() */
     int stopping, want_restart;
     int64_t now_ns, next_timer_ns;
     int64_t busy_ns;               /* when something last moved */

@@ -164,6 +164,8 @@ static ucs_status_t on_pull(void *arg, const void *header, size_t n_header_bytes
     td_reader *reader = find_reader(engine, msg.reader);
     if (reader == NULL)
         return UCS_OK;
+    /* The announcement went another way than this request for what it announced. */
+    (void)atomic_load_explicit(&engine->published, memory_order_acquire);
     TD_ADD(engine->served.n_pulls, 1);
     if (!is_served(engine, &msg)) {
         refuse(engine, reader, &msg);

@@ -92,6 +92,13 @@ void td_xfer_destroy(td_xfer *xfer);
 /* What a reader needs to open a link to here; constant until destroy(). */
 const unsigned char *td_xfer_descriptor(const td_xfer *xfer, size_t *n_bytes);
 
+/* Source. Pages are announced and released over other ways than they are read, so two fences keep
+ * the processor's order: publish() before pages are announced: readers' gets see what this thread,
+ * and those it has synchronised with, wrote; reclaim() when a reader said that it is done with
+ * pages: what was read of them was read before what is written next. */
+void td_xfer_publish(td_xfer *xfer);
+void td_xfer_reclaim(td_xfer *xfer);
+
 typedef struct {
     const unsigned char *desc; /* the peer's descriptor; not kept */
     size_t n_desc_bytes;
