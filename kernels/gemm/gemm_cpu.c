@@ -1,3 +1,8 @@
+/* gemm_cpu.c - (tile of columns, block of rows) per item, over the product in cpu/dot.h. Bound:
+ * memory (the weights) for few rows, multiply-adds for many. Measured on one thread of a Xeon whose
+ * AVX-512 peak is 177-204 GFLOP/s and whose memory reads 11 GB/s, 2026-11-21 (tests/bench/kernels):
+ * one row, 7168 x 2048: e4m3 11, bf16 28, f32 29 GB/s of weights (in the last-level cache); 256
+ * rows, 2048 x 2048: e4m3 and bf16 73 % of the peak, f32 66 %. */
 #include "kernels/gemm/gemm.h"
 
 #include "kernels/cpu/convert.h"
