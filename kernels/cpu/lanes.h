@@ -34,6 +34,7 @@
  *   order
  *   vdup_even vdup_odd vswap1 vswap2 vswap4 vswap8 (lane l gets l^n)   vsplit(a, b, &even, &odd)
  *   vtranspose(v[16])   btranspose(src, stride, n, dst[256]): 16 x 16 bytes, rows from n on are 0
+ *   d8: 8 f64: dset, dwiden (8 f32), dload, dstore, dfma (equal bits where a and b were f32)
  *   vkey: ascending int32 order of f32, -0 as 0, NaN as -inf   kload kstore kset kgt keq */
 #include "kernels/cpu/lanes_portable.h"
 #if TD_X86

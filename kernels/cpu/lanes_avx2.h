@@ -393,4 +393,34 @@ LANES_Y void btranspose_avx2(const uint8_t *src, int64_t stride, int n, uint8_t 
     for (int i = 0; i < 16; i++)
         _mm_storeu_si128((__m128i *)(dst + 16 * i), a[i]);
 }
+
+typedef struct {
+    __m256d lo, hi;
+} d8_avx2;
+
+LANES_Y d8_avx2 dset_avx2(double x)
+{
+    return (d8_avx2){_mm256_set1_pd(x), _mm256_set1_pd(x)};
+}
+
+LANES_Y d8_avx2 dwiden_avx2(const float *p)
+{
+    return (d8_avx2){_mm256_cvtps_pd(_mm_loadu_ps(p)), _mm256_cvtps_pd(_mm_loadu_ps(p + 4))};
+}
+
+LANES_Y d8_avx2 dload_avx2(const double *p)
+{
+    return (d8_avx2){_mm256_loadu_pd(p), _mm256_loadu_pd(p + 4)};
+}
+
+LANES_Y void dstore_avx2(double *p, d8_avx2 a)
+{
+    _mm256_storeu_pd(p, a.lo);
+    _mm256_storeu_pd(p + 4, a.hi);
+}
+
+LANES_Y d8_avx2 dfma_avx2(d8_avx2 a, d8_avx2 b, d8_avx2 c)
+{
+    return (d8_avx2){_mm256_fmadd_pd(a.lo, b.lo, c.lo), _mm256_fmadd_pd(a.hi, b.hi, c.hi)};
+}
 #endif

@@ -321,4 +321,31 @@ LANES_Z void btranspose_avx512(const uint8_t *src, int64_t stride, int n, uint8_
     for (int i = 0; i < 16; i++)
         _mm_storeu_si128((__m128i *)(dst + 16 * i), a[i]);
 }
+
+typedef __m512d d8_avx512;
+
+LANES_Z __m512d dset_avx512(double x)
+{
+    return _mm512_set1_pd(x);
+}
+
+LANES_Z __m512d dwiden_avx512(const float *p)
+{
+    return _mm512_cvtps_pd(_mm256_loadu_ps(p));
+}
+
+LANES_Z __m512d dload_avx512(const double *p)
+{
+    return _mm512_loadu_pd(p);
+}
+
+LANES_Z void dstore_avx512(double *p, __m512d a)
+{
+    _mm512_storeu_pd(p, a);
+}
+
+LANES_Z __m512d dfma_avx512(__m512d a, __m512d b, __m512d c)
+{
+    return _mm512_fmadd_pd(a, b, c);
+}
 #endif

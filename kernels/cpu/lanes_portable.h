@@ -349,4 +349,44 @@ LANES_C void btranspose_portable(const uint8_t *src, int64_t stride, int n, uint
     for (int i = 0; i < 16; i++)
         EACH_LANE dst[16 * l + i] = i < n ? src[i * stride + l] : 0;
 }
+
+typedef double lanes_d2 __attribute__((vector_size(16)));
+
+typedef struct {
+    lanes_d2 q[4];
+} d8_portable;
+
+LANES_C d8_portable dset_portable(double x)
+{
+    d8_portable r;
+    EACH_FOUR r.q[j] = (lanes_d2){x, x};
+    return r;
+}
+
+LANES_C d8_portable dwiden_portable(const float *p)
+{
+    d8_portable r;
+    EACH_FOUR r.q[j] = (lanes_d2){(double)p[2 * j], (double)p[2 * j + 1]};
+    return r;
+}
+
+LANES_C d8_portable dload_portable(const double *p)
+{
+    d8_portable r;
+    memcpy(&r, p, sizeof(r));
+    return r;
+}
+
+LANES_C void dstore_portable(double *p, d8_portable a)
+{
+    memcpy(p, &a, sizeof(a));
+}
+
+/* Of widened f32 the product is exact, so this rounds once, as the fused forms do. */
+LANES_C d8_portable dfma_portable(d8_portable a, d8_portable b, d8_portable c)
+{
+    d8_portable r;
+    EACH_FOUR r.q[j] = a.q[j] * b.q[j] + c.q[j];
+    return r;
+}
 #endif

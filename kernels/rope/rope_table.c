@@ -33,13 +33,13 @@ static td_status check(const td_rope_params *p, td_err *err)
     return TD_OK;
 }
 
-td_status td_rope_frequencies(const td_rope_params *p, float *f, td_err *err)
+td_status td_rope_frequencies(const td_rope_params *p, double *f, td_err *err)
 {
     td_status st = check(p, err);
     if (st != TD_OK)
         return st;
     for (int i = 0; i < p->R / 2; i++)
-        f[i] = 1.0f / powf(p->theta, (float)(2 * i) / (float)p->R);
+        f[i] = 1.0 / pow((double)p->theta, (double)(2 * i) / (double)p->R);
     if (!p->yarn)
         return TD_OK;
     double low = fmax(floor(pair_of(p, p->beta_fast)), 0.0);
@@ -47,16 +47,15 @@ td_status td_rope_frequencies(const td_rope_params *p, float *f, td_err *err)
     if (low == high)
         high += 0.001;
     for (int i = 0; i < p->R / 2; i++) {
-        float ramp = ((float)i - (float)low) / (float)(high - low);
-        float m = 1.0f - fminf(fmaxf(ramp, 0.0f), 1.0f);
-        f[i] = f[i] / p->factor * (1.0f - m) + f[i] * m;
+        double m = 1.0 - fmin(fmax((i - low) / (high - low), 0.0), 1.0);
+        f[i] = f[i] / (double)p->factor * (1.0 - m) + f[i] * m;
     }
     return TD_OK;
 }
 
 td_status td_rope_table(const td_rope_params *p, int max_pos, float *cos_sin, td_err *err)
 {
-    float f[MAX_R / 2];
+    double f[MAX_R / 2];
     td_status st = td_rope_frequencies(p, f, err);
     if (st != TD_OK)
         return st;
@@ -65,9 +64,9 @@ td_status td_rope_table(const td_rope_params *p, int max_pos, float *cos_sin, td
     const int pairs = p->R / 2;
     for (int64_t pos = 0; pos < max_pos; pos++)
         for (int i = 0; i < pairs; i++) {
-            float angle = (float)pos * f[i];
-            cos_sin[(pos * pairs + i) * 2] = cosf(angle);
-            cos_sin[(pos * pairs + i) * 2 + 1] = sinf(angle);
+            double angle = (double)pos * f[i];
+            cos_sin[(pos * pairs + i) * 2] = (float)cos(angle);
+            cos_sin[(pos * pairs + i) * 2 + 1] = (float)sin(angle);
         }
     return TD_OK;
 }

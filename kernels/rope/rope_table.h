@@ -11,9 +11,10 @@ typedef struct {
     int original_max_pos; /* original_max_position_embeddings */
 } td_rope_params;
 
-/* f: [R/2] radians per position, f32 as the published code computes it. TD_INVALID: parameters that
- * give no finite frequencies. */
-td_status td_rope_frequencies(const td_rope_params *params, float *f, td_err *err);
-/* cos_sin: [max_pos, R/2, 2], cosine and sine of f32(p) * f_i. */
+/* f: [R/2] radians per position. TD_INVALID: parameters that give no finite frequencies. */
+td_status td_rope_frequencies(const td_rope_params *params, double *f, td_err *err);
+/* cos_sin: [max_pos, R/2, 2], cosine and sine of p * f_i, rounded once. The published code rounds
+ * f_i and the angle to f32 (2e-4 radians at position 4,096, its own choice of last bits); the table
+ * costs nothing per token, so it holds what the formula says. */
 td_status td_rope_table(const td_rope_params *params, int max_pos, float *cos_sin, td_err *err);
 #endif

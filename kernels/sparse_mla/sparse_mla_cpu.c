@@ -20,7 +20,7 @@ typedef struct {
     const float *q;    /* [H, ld] */
     const float *keys; /* [n, ld] C + R numbers, then zeros */
     float *p;          /* [H, ldp] scores, then p; these keys stand from `first` on */
-    float *u;          /* [H, ldu] */
+    double *u;         /* [H, ldu] */
     int64_t ld, ldp, ldu;
     int H, C, n, first;
     int dims; /* C + R, up to a multiple of 16 */
@@ -33,7 +33,7 @@ typedef struct {
     void (*scores)(const mla_tile *m);
     void (*softmax)(float *p, int n, int round);
     void (*values)(const mla_tile *m);
-    void (*finish)(const float *u, int C, td_dtype act, void *out);
+    void (*finish)(const double *u, int C, td_dtype act, void *out);
 } mla_steps;
 
 #define LANES_BODY "kernels/sparse_mla/sparse_mla_lanes.h"
@@ -57,14 +57,16 @@ typedef struct {
 /* Per thread. */
 typedef struct {
     const unsigned char **rows; /* [k] the selected rows */
-    float *q, *keys, *p, *u;
+    float *q, *keys, *p;
+    double *u; /* [group, ldu] */
 } buffers;
 
 static size_t buffer_bytes(const job *j)
 {
     size_t group = (size_t)j->group;
-    size_t floats = group * (size_t)(j->ld + j->ldp + j->ldu) + CHUNK * (size_t)j->ld;
-    return floats * sizeof(float) + (size_t)j->a->k * sizeof(void *);
+    size_t floats = group * (size_t)(j->ld + j->ldp) + CHUNK * (size_t)j->ld;
+    return floats * sizeof(float) + group * (size_t)j->ldu * sizeof(double) +
+           (size_t)j->a->k * sizeof(void *);
 }
 
 static buffers buffers_of(const job *j, uint32_t thread)
@@ -72,9 +74,9 @@ static buffers buffers_of(const job *j, uint32_t thread)
     buffers b;
     b.keys = td_cpu_scratch(j->stream, thread, buffer_bytes(j));
     b.q = b.keys + CHUNK * j->ld;
-    b.u = b.q + j->group * j->ld;
-    b.p = b.u + j->group * j->ldu;
-    b.rows = (const unsigned char **)(void *)(b.p + j->group * j->ldp);
+    b.p = b.q + j->group * j->ld;
+    b.u = (double *)(void *)(b.p + j->group * j->ldp);
+    b.rows = (const unsigned char **)(void *)(b.u + j->group * j->ldu);
     return b;
 }
 
@@ -149,7 +151,7 @@ static void attend(const job *j, const buffers *b, int64_t t, int h0, int H)
     }
     for (int h = 0; h < H; h++)
         j->steps->softmax(b->p + h * j->ldp, total, a->act == TD_BF16);
-    memset(b->u, 0, (size_t)(H * j->ldu) * sizeof(float));
+    memset(b->u, 0, (size_t)(H * j->ldu) * sizeof(double));
     for (m.first = 0; m.first < total; m.first += CHUNK) {
         m.n = total - m.first < CHUNK ? total - m.first : CHUNK;
         if (total > CHUNK)

@@ -1,10 +1,13 @@
 /* sparse_mla_lanes.h - the five steps of one row's attention, per instruction set (each_isa.h).
- * Every order is fixed by C, R and the number of keys: a score is 16 chains of fused multiply-adds
- * over the dims (lane l: dims l, l + 16, ..), then the lanes' tree; the sum of p is 16 such chains
- * over the keys; an output is one chain over the keys. */
+ * Sums are f64: products of f32 are exact there, so scores and outputs are right to their last f32
+ * bit, and hardly any bf16 that follows rounds the other way than exact arithmetic would. Every
+ * order is fixed by C, R and the number of keys: a score is 8 chains of multiply-adds over the dims
+ * (lane l: dims l, l + 8, ..), then the lanes' tree; the sum of p and an output are one chain. */
 #define V L(v16)
+#define D L(d8)
+#define DL 8 /* lanes of a D */
 
-/* Score tiles of HEADS x KEYS sums, value tiles of HEADS x COLS. */
+/* Score tiles of HEADS x KEYS sums, value tiles of HEADS x COLS; all of D. */
 #if LANES_REGS >= 32
 #define HEADS 4
 #define KEYS 4
@@ -12,7 +15,7 @@
 #elif LANES_REGS >= 8
 #define HEADS 2
 #define KEYS 2
-#define COLS 3
+#define COLS 2
 #else
 #define HEADS 2
 #define KEYS 1
@@ -58,39 +61,40 @@ LANES_TARGET static void L(mla_fp8)(const unsigned char *row, int C, int R, int 
     L(mla_widen)(row + C + C / TD_QUANT_GROUP * 4, TD_BF16, R, ld - C, out + C);
 }
 
+LANES_TARGET TD_BODY double L(mla_dsum)(D sum)
+{
+    double t[DL];
+    L(dstore)(t, sum);
+    return ((t[0] + t[4]) + (t[2] + t[6])) + ((t[1] + t[5]) + (t[3] + t[7]));
+}
+
 LANES_TARGET TD_BODY void L(mla_score_tile)(const mla_tile *m, int h, int i, int heads)
 {
     const float *q = m->q + (int64_t)h * m->ld, *k = m->keys + (int64_t)i * m->ld;
     float *p = m->p + h * m->ldp + m->first + i;
     const int64_t ld = m->ld;
-    V sum[HEADS * KEYS];
+    D sum[HEADS * KEYS];
 #pragma GCC unroll 16
     for (int j = 0; j < heads * KEYS; j++)
-        sum[j] = L(vzero)();
-    for (int64_t d = 0; d < m->dims; d += LANES) {
-        V kd[KEYS];
+        sum[j] = L(dset)(0.0);
+    for (int64_t d = 0; d < m->dims; d += DL) {
+        D kd[KEYS];
 #pragma GCC unroll 4
         for (int b = 0; b < KEYS; b++)
-            kd[b] = L(vload)(k + b * ld + d);
+            kd[b] = L(dwiden)(k + b * ld + d);
 #pragma GCC unroll 4
         for (int a = 0; a < heads; a++) {
-            V qd = L(vload)(q + a * ld + d);
+            D qd = L(dwiden)(q + a * ld + d);
 #pragma GCC unroll 4
             for (int b = 0; b < KEYS; b++)
-                sum[a * KEYS + b] = L(vfma)(qd, kd[b], sum[a * KEYS + b]);
+                sum[a * KEYS + b] = L(dfma)(qd, kd[b], sum[a * KEYS + b]);
         }
-    }
-    if (KEYS == 4) {
-#pragma GCC unroll 4
-        for (int a = 0; a < heads; a++)
-            L(vsum4)(sum + a * KEYS, m->scale, p + a * m->ldp);
-        return;
     }
 #pragma GCC unroll 4
     for (int a = 0; a < heads; a++)
 #pragma GCC unroll 4
         for (int b = 0; b < KEYS; b++)
-            p[a * m->ldp + b] = L(vsum)(sum[a * KEYS + b]) * m->scale;
+            p[a * m->ldp + b] = (float)L(mla_dsum)(sum[a * KEYS + b]) * m->scale;
 }
 
 /* Scores of m->n keys, and of up to 3 behind them, for all heads. A few keys at a time stay in the
@@ -113,54 +117,53 @@ LANES_TARGET static void L(mla_scores)(const mla_tile *m)
 /* p[0..n-1] from scores to r(exp(s - max) / sum). p has room up to the next multiple of 16. */
 LANES_TARGET static void L(mla_softmax)(float *p, int n, int round)
 {
-    V max = L(vset)(-INFINITY), sum = L(vzero)();
+    V max = L(vset)(-INFINITY);
+    double sum = 0.0;
     for (int i = n; i % LANES != 0; i++)
         p[i] = -INFINITY;
     for (int i = 0; i < n; i += LANES) /* vmax drops NaN in its first operand */
         max = L(vmax)(L(vload)(p + i), max);
     max = L(vset)(L(vhmax)(max));
-    for (int i = 0; i < n; i += LANES) {
-        V e = L(vexp)(L(vsub)(L(vload)(p + i), max));
-        sum = L(vadd)(sum, e);
-        L(vstore)(p + i, e);
-    }
-    sum = L(vset)(L(vsum)(sum));
-    for (int i = 0; i < n; i += LANES) {
-        V e = L(vdiv)(L(vload)(p + i), sum);
-        L(vstore)(p + i, round ? L(vround_bf16)(e) : e);
-    }
+    for (int i = 0; i < n; i += LANES)
+        L(vstore)(p + i, L(vexp)(L(vsub)(L(vload)(p + i), max)));
+    for (int i = 0; i < n; i++)
+        sum += (double)p[i];
+    for (int i = 0; i < n; i++)
+        p[i] = (float)((double)p[i] / sum);
+    for (int i = 0; i < n && round; i += LANES)
+        L(vstore)(p + i, L(vround_bf16)(L(vload)(p + i)));
 }
 
 /* Keys i..end-1. */
 LANES_TARGET TD_BODY void L(mla_value_tile)(const mla_tile *m, int i, int end, int h, int c,
                                             int heads, int cols)
 {
-    float *u = m->u + (int64_t)h * m->ldu + c;
+    double *u = m->u + (int64_t)h * m->ldu + c;
     const float *p = m->p + (int64_t)h * m->ldp + m->first, *k = m->keys + i * m->ld + c;
-    V sum[HEADS][COLS];
+    D sum[HEADS][COLS];
 #pragma GCC unroll 4
     for (int a = 0; a < heads; a++)
 #pragma GCC unroll 4
         for (int b = 0; b < cols; b++)
-            sum[a][b] = L(vload)(u + a * m->ldu + b * LANES);
+            sum[a][b] = L(dload)(u + a * m->ldu + b * DL);
     for (; i < end; i++, k += m->ld) {
-        V x[HEADS];
+        D x[HEADS];
 #pragma GCC unroll 4
         for (int a = 0; a < heads; a++)
-            x[a] = L(vset)(p[a * m->ldp + i]);
+            x[a] = L(dset)((double)p[a * m->ldp + i]);
 #pragma GCC unroll 4
         for (int b = 0; b < cols; b++) {
-            V v = L(vload)(k + b * LANES);
+            D v = L(dwiden)(k + b * DL);
 #pragma GCC unroll 4
             for (int a = 0; a < heads; a++)
-                sum[a][b] = L(vfma)(x[a], v, sum[a][b]);
+                sum[a][b] = L(dfma)(x[a], v, sum[a][b]);
         }
     }
 #pragma GCC unroll 4
     for (int a = 0; a < heads; a++)
 #pragma GCC unroll 4
         for (int b = 0; b < cols; b++)
-            L(vstore)(u + a * m->ldu + b * LANES, sum[a][b]);
+            L(dstore)(u + a * m->ldu + b * DL, sum[a][b]);
 }
 
 LANES_TARGET TD_BODY void L(mla_value_heads)(const mla_tile *m, int i, int end, int h, int c,
@@ -183,20 +186,23 @@ LANES_TARGET static void L(mla_values)(const mla_tile *m)
     for (int i = 0; i < m->n; i += MLA_VALUE_KEYS) {
         int end = m->n - i < MLA_VALUE_KEYS ? m->n : i + MLA_VALUE_KEYS;
         int c = 0;
-        for (; c + (COLS - 1) * LANES < m->C; c += COLS * LANES)
+        for (; c + (COLS - 1) * DL < m->C; c += COLS * DL)
             for (int h = 0; h < m->H; h += HEADS)
                 L(mla_value_heads)(m, i, end, h, c, COLS);
-        for (; c < m->C; c += LANES)
+        for (; c < m->C; c += DL)
             for (int h = 0; h < m->H; h += HEADS)
                 L(mla_value_heads)(m, i, end, h, c, 1);
     }
 }
 
-LANES_TARGET static void L(mla_finish)(const float *u, int C, td_dtype act, void *out)
+LANES_TARGET static void L(mla_finish)(const double *u, int C, td_dtype act, void *out)
 {
     for (int c = 0; c < C; c += LANES) {
         int n = C - c < LANES ? C - c : LANES;
-        L(store_act)(out, c, n, act, L(vload)(u + c));
+        float y[LANES];
+        for (int l = 0; l < LANES; l++)
+            y[l] = (float)u[c + l];
+        L(store_act)(out, c, n, act, L(vload)(y));
     }
 }
 
@@ -206,3 +212,5 @@ static const mla_steps L(mla_steps) = {L(mla_widen),   L(mla_fp8),    L(mla_scor
 #undef KEYS
 #undef COLS
 #undef V
+#undef D
+#undef DL

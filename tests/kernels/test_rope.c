@@ -23,7 +23,7 @@ static void near(double want, double got, double relative)
 /* model-spec A.4, check values */
 TEST(yarn_frequencies_are_the_specified_ones)
 {
-    float f[32];
+    double f[32];
     TD_EQ(TD_OK, td_rope_frequencies(&v32, f, NULL));
     TD_TRUE(f[0] == 1.0f);
     near(0.0562341325, f[10], 2e-7);
@@ -36,7 +36,7 @@ TEST(yarn_frequencies_are_the_specified_ones)
 
 TEST(plain_frequencies_are_powers_of_theta)
 {
-    float f[32];
+    double f[32];
     td_rope_params plain = {.R = 64, .theta = 10000.0f};
     TD_EQ(TD_OK, td_rope_frequencies(&plain, f, NULL));
     for (int i = 0; i < 32; i++)
@@ -44,17 +44,18 @@ TEST(plain_frequencies_are_powers_of_theta)
 }
 
 /* The angle is rounded to f32; its cosine and sine are those of the rounded angle, to an ulp. */
-TEST(the_table_holds_the_cosine_and_sine_of_the_rounded_angle)
+TEST(the_table_holds_the_cosine_and_sine_of_the_angle)
 {
     const int max_pos = 163840;
-    float f[32], *table = kt_alloc((size_t)max_pos * 64 * 4);
+    double f[32];
+    float *table = kt_alloc((size_t)max_pos * 64 * 4);
     TD_EQ(TD_OK, td_rope_frequencies(&v32, f, NULL));
     TD_EQ(TD_OK, td_rope_table(&v32, max_pos, table, NULL));
     for (int p = 0; p < max_pos; p += p < 100 ? 1 : 997)
         for (int i = 0; i < 32; i++) {
-            float angle = (float)p * f[i];
-            TD_TRUE(fabs(cos((double)angle) - table[p * 64 + 2 * i]) <= 0x1p-23);
-            TD_TRUE(fabs(sin((double)angle) - table[p * 64 + 2 * i + 1]) <= 0x1p-23);
+            double angle = (double)p * f[i];
+            TD_TRUE(fabs(cos(angle) - (double)table[p * 64 + 2 * i]) <= 0x1p-24);
+            TD_TRUE(fabs(sin(angle) - (double)table[p * 64 + 2 * i + 1]) <= 0x1p-24);
         }
     TD_TRUE(table[0] == 1.0f && table[1] == 0.0f);
     free(table);
@@ -62,7 +63,8 @@ TEST(the_table_holds_the_cosine_and_sine_of_the_rounded_angle)
 
 TEST(the_table_refuses_bad_parameters)
 {
-    float f[8];
+    double f[8];
+    float table[8];
     td_rope_params bad[8];
     for (int i = 0; i < 8; i++) {
         bad[i] = v32;
@@ -78,7 +80,7 @@ TEST(the_table_refuses_bad_parameters)
     bad[7].factor = INFINITY;
     for (int i = 0; i < 8; i++)
         TD_EQ(TD_INVALID, td_rope_frequencies(&bad[i], f, NULL));
-    TD_EQ(TD_INVALID, td_rope_table(&v32, -1, f, NULL));
+    TD_EQ(TD_INVALID, td_rope_table(&v32, -1, table, NULL));
 }
 
 typedef struct {
