@@ -1,5 +1,6 @@
-/* td_test.h - TEST(claim) over cmocka. A test program runs the one claim named by argv[1] (ctest starts a process
- * for each), or all of them when none is named. Exit 77 (td_skip) means: not possible on this machine. */
+/* td_test.h - TEST(claim) over cmocka. A test program runs the one claim named by argv[1] (ctest
+ * starts a process for each), or all of them when none is named. Exit 77 (td_skip) means: not
+ * possible on this machine. */
 #ifndef TD_TESTS_TD_TEST_H
 #define TD_TESTS_TD_TEST_H
 #include <setjmp.h>
