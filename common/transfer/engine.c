@@ -214,8 +214,8 @@ static void restart(td_engine *engine)
     engine->n_messages_restarted = engine->n_messages;
     engine->want_restart = st != TD_OK;
     TD_ADD(engine->served.n_restarts, 1);
-    td_warn("xfer.restart", "rank=%u result=\"%s\"", engine->config.rank,
-            st == TD_OK ? "ok" : err.text);
+    td_warn("xfer.restart", "rank=%u why=\"a peer blocks shared memory\" result=\"%s\"",
+            engine->config.rank, st == TD_OK ? "ok" : err.text);
     if (st == TD_OK)
         td_link_resume_all(engine);
 }

@@ -299,8 +299,11 @@ static void other_source_goes_on(const char *transport, const char *used, int si
         td_xfer_link bad_link = rig_up(&r, &bad, used);
         rig_wish(&r, &jobs[1], 64, 64, 0, PEER_STRIDE, 60000);
         rig_get(&r, bad_link, &jobs[1]);
-        struct timespec pause = {0, 300000 + round * 170000L};
-        nanosleep(&pause, NULL);
+        uint64_t some = (1U + rig_random(&r, 8)) << 20; /* of its 16 MB */
+        td_xfer_link_info info[2];
+        do
+            TD_EQ(2, td_xfer_links(r.xfer, info, 2));
+        while (info[1].n_bytes < some);
         kill(bad.pid, signal);
         rig_wish(&r, &jobs[0], 64, 0, 0, PEER_STRIDE, 60000);
         rig_get(&r, link, &jobs[0]);
