@@ -113,6 +113,13 @@ static uint32_t merge(td_prefill_engine *e, const group_slot *g)
     return n;
 }
 
+/* Before what the ranks have written is announced. */
+static void publish(td_prefill_engine *e)
+{
+    for (uint32_t r = 0; r < e->n_ranks; r++)
+        td_xfer_publish(e->xfers[r]);
+}
+
 static void take_group(td_prefill_engine *e, const td_rank_event *event)
 {
     group_slot *g = NULL;
@@ -129,6 +136,7 @@ static void take_group(td_prefill_engine *e, const td_rank_event *event)
     if (++g->n_reported < e->n_ranks)
         return;
     g->n_reported = 0;
+    publish(e);
     e->conf.on_group(e->conf.user, g->first_layer, g->last_layer, e->merged, merge(e, g));
 }
 
@@ -145,6 +153,7 @@ static void take_done(td_prefill_engine *e, const td_rank_event *event)
     if (++e->n_done < e->n_ranks)
         return;
     e->busy = false;
+    publish(e); /* rank 0's blobs */
     e->conf.on_done(e->conf.user, e->results, e->n_seqs);
 }
 
@@ -399,7 +408,9 @@ size_t td_prefill_engine_blob_bytes(const td_prefill_engine *e)
 
 void td_prefill_engine_retire(td_prefill_engine *e, const uint32_t *pages, uint32_t n)
 {
-    for (uint32_t r = 0; r < e->n_ranks; r++)
+    for (uint32_t r = 0; r < e->n_ranks; r++) {
+        td_xfer_reclaim(e->xfers[r]);
         for (uint32_t i = 0; i < n; i++)
             td_kv_slab_retire(&e->ranks[r].self.slab, pages[i]);
+    }
 }

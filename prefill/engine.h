@@ -53,6 +53,6 @@ td_prefill_engine_fingerprint(const td_prefill_engine *engine);            /* on
 td_xfer *td_prefill_engine_xfer(td_prefill_engine *engine, uint32_t rank); /* once ready */
 uint32_t td_prefill_engine_blobs(const td_prefill_engine *engine);
 size_t td_prefill_engine_blob_bytes(const td_prefill_engine *engine);
-void td_prefill_engine_retire(td_prefill_engine *engine, const uint32_t *pages,
-                              uint32_t n); /* debug-poison */
+/* Pages that nobody reads any more, before they are given out again. */
+void td_prefill_engine_retire(td_prefill_engine *engine, const uint32_t *pages, uint32_t n);
 #endif

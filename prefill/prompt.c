@@ -62,8 +62,7 @@ static void end_prompt(td_prompts *p, td_prompt *r)
 {
     td_assert(!r->in_step);
     if (r->n_pages > 0 && r->state != TD_PROMPT_WAITING) {
-        if (p->conf.conf->w.debug_poison)
-            td_prefill_engine_retire(p->conf.engine, r->pages, r->n_pages);
+        td_prefill_engine_retire(p->conf.engine, r->pages, r->n_pages);
         td_kv_pool_give(p->pool, r->owner, r->pages, r->n_pages);
     }
     if (r->blob_slot >= 0)
