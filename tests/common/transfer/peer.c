@@ -103,6 +103,19 @@ void peer_kill(peer *p)
     let_go(p);
 }
 
+void peer_stop(peer *p)
+{
+    int status;
+    kill(p->pid, SIGSTOP);
+    TD_EQ(p->pid, waitpid(p->pid, &status, WUNTRACED));
+    TD_TRUE(WIFSTOPPED(status));
+}
+
+void peer_continue(peer *p)
+{
+    kill(p->pid, SIGCONT);
+}
+
 void peer_finish(peer *p)
 {
     int status;

@@ -37,6 +37,8 @@ void peer_start_reader(peer *p, const char *transport, const peer *source);
 /* What a source served so far. */
 td_xfer_served_info peer_served(peer *p);
 void peer_kill(peer *p); /* SIGKILL and wait */
+void peer_stop(peer *p); /* SIGSTOP and wait until every thread stands */
+void peer_continue(peer *p);
 /* Asks it to end, and expects exit code 0 (sanitizers speak through it). */
 void peer_finish(peer *p);
 double peer_cpu_seconds(const peer *p);

@@ -87,12 +87,12 @@ static void source_stopped(const char *transport, const char *used)
     rig_init(&r, transport);
     rig_open(&r);
     td_xfer_link link = rig_up(&r, &source, used);
-    kill(source.pid, SIGSTOP);
+    peer_stop(&source);
     fill_link(&r, link, jobs, 300);
     int64_t start_ns = td_now_ns();
     expect_end(&r, TD_DEADLINE, 3000);
     TD_TRUE(td_now_ns() - start_ns < 2 * TD_NS_PER_S);
-    kill(source.pid, SIGCONT);
+    peer_continue(&source);
     td_sleep_ms(500); /* what it sends now is nobody's */
     rig_untouched(&r, 0, RIG_SLOTS);
     fill_link(&r, link, jobs, 60000); /* the link is as good as before */
@@ -125,9 +125,9 @@ TEST(a_source_stopped_for_a_moment_goes_on)
     td_xfer_link link = rig_up(&r, &source, "posix");
     for (int round = 0; round < 10; round++) {
         fill_link(&r, link, jobs, 60000);
-        kill(source.pid, SIGSTOP);
+        peer_stop(&source);
         td_sleep_ms(30);
-        kill(source.pid, SIGCONT);
+        peer_continue(&source);
         for (uint32_t k = 0; k < N_JOBS; k++)
             rig_expect(&r, TD_XFER_JOB_DONE, TD_OK, 60000);
         for (uint32_t k = 0; k < N_JOBS; k++)
@@ -151,11 +151,11 @@ TEST(a_source_that_stays_stopped_is_lost)
         r.config.connect_ms = 1000;
         rig_open(&r);
         td_xfer_link link = rig_up(&r, &source, t == 0 ? "posix" : "tcp");
-        kill(source.pid, SIGSTOP);
+        peer_stop(&source);
         fill_link(&r, link, jobs, 60000);
         expect_end(&r, TD_PEER_LOST, 5000);
         rig_expect(&r, TD_XFER_LINK_DOWN, TD_PEER_LOST, 1000);
-        kill(source.pid, SIGCONT);
+        peer_continue(&source);
         td_sleep_ms(300);
         rig_untouched(&r, 0, RIG_SLOTS);
         rig_up(&r, &source, t == 0 ? "posix" : "tcp"); /* it was only asleep */
@@ -175,7 +175,7 @@ TEST(closing_a_link_ends_its_jobs_at_once)
         rig_init(&r, transports[t]);
         rig_open(&r);
         td_xfer_link link = rig_up(&r, &source, t == 0 ? "posix" : "tcp");
-        kill(source.pid, SIGSTOP);
+        peer_stop(&source);
         fill_link(&r, link, jobs, 60000);
         td_sleep_ms(20);
         int64_t start_ns = td_now_ns();
@@ -186,7 +186,7 @@ TEST(closing_a_link_ends_its_jobs_at_once)
         expect_end(&r, TD_PEER_LOST, 1000);
         rig_expect(&r, TD_XFER_LINK_DOWN, TD_CANCELLED, 1000);
         TD_TRUE(td_now_ns() - start_ns < TD_NS_PER_S);
-        kill(source.pid, SIGCONT);
+        peer_continue(&source);
         td_sleep_ms(300);
         rig_untouched(&r, 0, RIG_SLOTS);
         rig_close(&r);
@@ -212,14 +212,14 @@ static void readers_killed(const char *transport, const char *used)
         nanosleep(&pause, NULL);
         rig_wish(&r, &j, 64, 0, 0, PEER_STRIDE, 60000);
         if (round % 3 == 0)
-            kill(source.pid, SIGSTOP);
+            peer_stop(&source);
         rig_get(&r, link, &j);
         if (round % 3 == 0)
             td_sleep_ms(3);
         peer_kill(&reader);
         if (round % 3 == 0) {
             td_sleep_ms(3);
-            kill(source.pid, SIGCONT);
+            peer_continue(&source);
         }
         rig_expect(&r, TD_XFER_JOB_DONE, TD_OK, 60000);
         rig_check(&r, &j);
@@ -256,7 +256,7 @@ TEST(a_stopped_reader_costs_the_source_nothing_and_hurts_nobody)
         peer_start_source(&source, transports[t], "inc-1", NULL);
         peer_start_reader(&reader, transports[t], &source);
         td_sleep_ms(10);
-        kill(reader.pid, SIGSTOP);
+        peer_stop(&reader);
         td_sleep_ms(100);
         double before = peer_cpu_seconds(&source);
         td_sleep_ms(2000);
@@ -271,7 +271,7 @@ TEST(a_stopped_reader_costs_the_source_nothing_and_hurts_nobody)
             rig_expect(&r, TD_XFER_JOB_DONE, TD_OK, 60000);
             rig_check(&r, &j);
         }
-        kill(reader.pid, SIGCONT);
+        peer_continue(&reader);
         td_sleep_ms(200);
         TD_EQ(2, peer_served(&source)
                      .n_readers); /* and it goes on: it would have died of wrong contents */
@@ -304,12 +304,13 @@ static void other_source_goes_on(const char *transport, const char *used, int si
         do
             TD_EQ(2, td_xfer_links(r.xfer, info, 2));
         while (info[1].n_bytes < some);
-        kill(bad.pid, signal);
+        if (signal == SIGSTOP)
+            peer_stop(&bad);
+        else
+            kill(bad.pid, signal);
         rig_wish(&r, &jobs[0], 64, 0, 0, PEER_STRIDE, 60000);
         rig_get(&r, link, &jobs[0]);
         int64_t start_ns = td_now_ns();
-        if (signal == SIGSTOP)
-            td_sleep_ms(10);
         int good_done = 0, bad_down = 0, bad_done = 0;
         while (!good_done || !bad_down || !bad_done) {
             td_xfer_event event = rig_next(&r, 10000);
@@ -473,7 +474,7 @@ TEST(nobody_there_is_told_at_once_and_a_sleeper_in_time)
     rig_init(&r, "auto");
     r.config.connect_ms = 400;
     rig_open(&r);
-    kill(source.pid, SIGSTOP);
+    peer_stop(&source);
     td_xfer_link link = rig_link(&r, &source);
     rig_wish(&r, &j, 8, 0, 0, PEER_STRIDE, 60000);
     rig_get(&r, link, &j);
@@ -482,7 +483,7 @@ TEST(nobody_there_is_told_at_once_and_a_sleeper_in_time)
     td_xfer_event event = rig_expect(&r, TD_XFER_LINK_DOWN, TD_PEER_LOST, 2000);
     TD_TRUE(td_now_ns() - start_ns >= 300 * TD_NS_PER_MS);
     TD_TRUE(strstr(event.err.text, "no answer") != NULL);
-    kill(source.pid, SIGCONT);
+    peer_continue(&source);
     rig_up(&r, &source, "posix");
     peer gone = source;
     peer_kill(&source);
@@ -571,9 +572,9 @@ TEST(destroying_with_everything_under_way_is_clean)
                 round == 0 ? rig_link(&r, &source) : rig_up(&r, &source, t == 0 ? "posix" : "tcp");
             fill_link(&r, link, jobs, 60000);
             if (round == 4)
-                kill(source.pid, SIGSTOP);
+                peer_stop(&source);
             rig_close(&r);
-            kill(source.pid, SIGCONT);
+            peer_continue(&source);
             peer_finish(&source);
         }
     }

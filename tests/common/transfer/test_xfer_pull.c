@@ -534,7 +534,7 @@ TEST(tables_show_live_and_recent_transfers)
     }
     rig_wish(&r, &j, 64, 0, 0, PEER_STRIDE, 10000);
     j.args.tag = 999;
-    kill(source.pid, SIGSTOP); /* so that it is still live when we look */
+    peer_stop(&source); /* so that it is still live when we look */
     rig_get(&r, link, &j);
     TD_EQ(1, td_xfer_n_live_jobs(r.xfer));
     TD_EQ(1 + TD_XFER_N_RECENT, td_xfer_jobs(r.xfer, info, 256));
@@ -548,7 +548,7 @@ TEST(tables_show_live_and_recent_transfers)
     TD_EQ(2, info[1].n_pages_done);
     TD_TRUE(info[1].ended_ns >= info[1].began_ns);
     TD_EQ(2, td_xfer_jobs(r.xfer, info, 2));
-    kill(source.pid, SIGCONT);
+    peer_continue(&source);
     rig_expect(&r, TD_XFER_JOB_DONE, TD_OK, 10000);
     td_xfer_link_info links[2];
     TD_EQ(1, td_xfer_links(r.xfer, links, 2));
