@@ -45,7 +45,7 @@ def grpc_message(message):
 def connect(address):
     host, port = address.rsplit(":", 1)
     s = socket.create_connection((host, int(port)), timeout=10)
-    s.settimeout(20)
+    s.settimeout(60)
     return s
 
 
@@ -60,7 +60,7 @@ def take(s, n):
 
 
 def frames(s):
-    """(kind, flags, stream, payload) of what the server sends; settings are acknowledged."""
+    """(kind, flags, stream, payload) of what the server sends; settings and pings are acknowledged."""
     while True:
         head = take(s, 9)
         n = int.from_bytes(head[:3], "big")
@@ -68,6 +68,8 @@ def frames(s):
         payload = take(s, n)
         if kind == SETTINGS and not flags & ACK:
             s.sendall(frame(SETTINGS, ACK, 0))
+        if kind == PING and not flags & ACK:
+            s.sendall(frame(PING, ACK, 0, payload))
         yield kind, flags, stream, payload
 
 
