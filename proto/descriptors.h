@@ -1,4 +1,5 @@
-/* descriptors.h - the FileDescriptorSet of every .proto here, as protoc-c wrote it at build time. */
+/* descriptors.h - the FileDescriptorSet of every .proto here, as protoc-c wrote it at build time.
+ */
 #ifndef TD_PROTO_DESCRIPTORS_H
 #define TD_PROTO_DESCRIPTORS_H
 #include <stddef.h>

@@ -93,14 +93,15 @@ def stop_strings_stop_ids_min_tokens_and_length_end_a_request(args):
 
 
 def max_tokens_left_out_is_the_default_cut_at_the_contexts_end(args):
-    with Cluster(args.bin, model=args.model, router_flags=["--default-max-tokens", "50"]) as c:
-        answer = c.generate(prompt_ids(c, 10), temperature=0, ignore_eos=True)
-        assert answer.ok and len(answer.ids) == 50
-        context = c.inference().GetModel(inference_pb2.GetModelRequest(), timeout=5).context_length
-        prompt = prompt_ids(c, 4000) * 3
-        answer = c.generate(prompt[:context - 20], temperature=0, ignore_eos=True)
-        assert answer.ok and len(answer.ids) == 20, answer
-        c.wait_idle()
+    with tempfile.TemporaryDirectory() as folder:
+        short = altered(args.model, folder, lambda config: config.update(max_position_embeddings=700))
+        with Cluster(args.bin, model=short, router_flags=["--default-max-tokens", "50"]) as c:
+            answer = c.generate(prompt_ids(c, 10), temperature=0, ignore_eos=True)
+            assert answer.ok and len(answer.ids) == 50
+            assert c.inference().GetModel(inference_pb2.GetModelRequest(), timeout=5).context_length == 700
+            answer = c.generate(prompt_ids(c, 680), temperature=0, ignore_eos=True)
+            assert answer.ok and len(answer.ids) == 20, answer
+            c.wait_idle()
 
 
 # ---- room ----
