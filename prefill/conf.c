@@ -16,7 +16,7 @@ static const td_conf_field fields[] = {
     F("queue-length", queue_length, U32, "64", "0", "65536", "prompts that may wait for pages"),
     F("layer-group", layer_group, U32, "8", "1", "256",
       "layers whose pages are announced together while later layers compute"),
-    F("lease", lease_ms, MS, "10s", "200ms", "10m",
+    F("lease", lease_ms, MS, "10s", "1s", "10m",
       "finished pages are given up when the decode daemon has not renewed for so long"),
 };
 

@@ -2,6 +2,7 @@
 
 #include "common/base/clock.h"
 #include "common/base/log.h"
+#include "prefill/readers.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -73,6 +74,7 @@ static td_status open_xfers(td_prefill_engine *e, td_err *err)
         conf.rank = r;
         conf.regions = regions;
         conf.n_regions = 2;
+        conf.max_readers = TD_PREFILL_MAX_READERS;
         td_status st = td_xfer_create(&conf, &e->xfers[r], err);
         if (st != TD_OK)
             return st;
@@ -323,7 +325,10 @@ td_status td_prefill_engine_open(const td_prefill_engine_conf *conf, td_prefill_
     e->conf = *conf;
     e->n_ranks = conf->conf->ranks;
     td_status st = TD_OK;
-    if (conf->conf->chunk % TD_PAGE_TOKENS != 0)
+    if (conf->conf->w.debug_faults[0] != '\0')
+        st = td_fail(err, TD_CONFIG,
+                     "debug-faults is for the decode daemon: faults are provoked by the reader");
+    if (st == TD_OK && conf->conf->chunk % TD_PAGE_TOKENS != 0)
         st = td_fail(err, TD_CONFIG, "chunk is %u, must be a multiple of %d", conf->conf->chunk,
                      TD_PAGE_TOKENS);
     if (st == TD_OK)

@@ -181,6 +181,7 @@ static td_status check(td_prompts *p, const td_prompt_args *a, uint32_t n_pages,
     if (p->counts[TD_PROMPT_FREE] == 0)
         return td_fail(err, TD_EXHAUSTED, "prefill: %u prompts are here, the most there may be",
                        p->n_rows);
+    /* Whoever fits has been let in: those that wait are in front of this one. */
     bool waits =
         p->counts[TD_PROMPT_WAITING] > 0 || td_kv_pool_count(p->pool, TD_PAGE_FREE) < n_pages;
     if (waits && p->counts[TD_PROMPT_WAITING] >= p->conf.conf->queue_length)
@@ -223,6 +224,7 @@ td_status td_prompts_add(td_prompts *p, const td_prompt_args *a, td_err *err)
     memcpy(r->tokens, a->tokens, a->n_tokens * sizeof(*r->tokens));
     r->reader->n_prompts++;
     set_state(p, r, TD_PROMPT_WAITING);
+    admit_waiting(p);
     td_task_defer(&p->start);
     update_gauges(p);
     return TD_OK;

@@ -9,6 +9,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define MAX_RENEWED 4096 /* the most that max-requests may be */
+
 static td_status check_ready(const td_prefill_service *s, td_err *err)
 {
     switch (td_serve_get_state(s->serve)) {
@@ -219,7 +221,10 @@ static void on_renew(td_rpc_call *call, void *user, const void *msg, size_t len)
     bool ours = s->prompts != NULL && strcmp(req->incarnation, td_serve_incarnation(s->serve)) == 0;
     Tandem__V1__RenewResponse res = TANDEM__V1__RENEW_RESPONSE__INIT;
     res.unknown = calloc(req->n_numbers + 1, sizeof(*res.unknown));
-    if (res.unknown == NULL) {
+    if (req->n_numbers > MAX_RENEWED) {
+        td_rpc_call_finish(call, TD_GRPC_INVALID_ARGUMENT,
+                           "prefill: more numbers than max-requests");
+    } else if (res.unknown == NULL) {
         td_rpc_call_finish(call, TD_GRPC_RESOURCE_EXHAUSTED, "prefill: no memory for the answer");
     } else {
         for (size_t i = 0; i < req->n_numbers; i++)

@@ -18,7 +18,7 @@ def flags(transport, *more):
 
 def no_poison(cluster):
     for d in cluster.prefill + cluster.decode:
-        assert "kv.poison" not in d.log(), d.tail()
+        assert "kv.poison" not in d.log() and "free page" not in d.log(), d.tail()
 
 
 def links(cluster):

@@ -15,7 +15,7 @@ STORM_SECONDS = 24.0
 
 def no_poison(cluster):
     for d in cluster.prefill + cluster.decode:
-        assert "kv.poison" not in d.log(), d.tail()
+        assert "kv.poison" not in d.log() and "free page" not in d.log(), d.tail()
 
 
 def wait_for(what, timeout, why):
