@@ -328,7 +328,7 @@ int main(int argc, char **argv)
     st = boot(&d, &err);
     if (st != TD_OK) {
         td_error("decode.start", "why=\"%s\"", err.text);
-        exit(2); /* half-built: the kernel frees what there is */
+        _exit(2); /* half-built, and threads may run: the kernel frees what there is */
     }
     td_loop_run(d.loop);
     td_loop_destroy(d.loop);

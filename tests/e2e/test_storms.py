@@ -91,8 +91,10 @@ def served_pages(cluster):
 
 
 def stalled(args, lease, **more):
-    """A decode daemon whose second get hangs until the transfer layer tries a fresh endpoint, 5 s later."""
-    return Cluster(args.bin, model=args.model, prefill_flags=["--lease", lease, "--debug-poison"],
+    """A decode daemon whose second get hangs until the transfer layer tries a fresh endpoint, 5 s later; all pages of
+    a prompt are announced when it is computed."""
+    return Cluster(args.bin, model=args.model,
+                   prefill_flags=["--lease", lease, "--debug-poison", "--chunk", "1024", "--layer-group", "256"],
                    decode_flags=["--debug-poison", "--debug-faults", "stall:2"], **more)
 
 
