@@ -84,7 +84,12 @@ static td_status open_xfer(daemon_state *d, td_err *err)
     };
     td_xfer_config conf;
     td_xfer_fault fault;
+    char listen[272];
+    td_status st = td_kv_listen_addr(w->kv_listen, w->listen, w->allow_plaintext, 0, listen, err);
+    if (st != TD_OK)
+        return st;
     td_xfer_config_init(&conf);
+    conf.listen = listen;
     conf.transport = (td_xfer_transport)w->transport;
     conf.allow_tcp = w->allow_tcp;
     conf.net_devices = w->net_devices[0] != '\0' ? w->net_devices : NULL;
@@ -96,7 +101,7 @@ static td_status open_xfer(daemon_state *d, td_err *err)
     conf.max_links = MAX_LINKS;
     conf.wake = wake_loop;
     conf.wake_arg = &d->xfer_wake;
-    td_status st = td_xfer_fault_parse(w->debug_faults, &fault, err);
+    st = td_xfer_fault_parse(w->debug_faults, &fault, err);
     if (st == TD_OK)
         st = td_xfer_create(&conf, &d->xfer, err);
     if (st == TD_OK && fault.kind != TD_XFER_FAULT_NONE) {

@@ -65,7 +65,13 @@ static td_status open_xfers(td_prefill_engine *e, td_err *err)
             [TD_XFER_BLOBS] = {e->blobs, e->blob_bytes, r == 0 ? e->n_blobs : 1, 1},
         };
         td_xfer_config conf;
+        char listen[272];
+        td_status st =
+            td_kv_listen_addr(w->kv_listen, w->listen, w->allow_plaintext, r, listen, err);
+        if (st != TD_OK)
+            return st;
         td_xfer_config_init(&conf);
+        conf.listen = listen;
         conf.transport = (td_xfer_transport)w->transport;
         conf.allow_tcp = w->allow_tcp;
         conf.net_devices = w->net_devices[0] != '\0' ? w->net_devices : NULL;
@@ -75,7 +81,7 @@ static td_status open_xfers(td_prefill_engine *e, td_err *err)
         conf.regions = regions;
         conf.n_regions = 2;
         conf.max_readers = TD_PREFILL_MAX_READERS;
-        td_status st = td_xfer_create(&conf, &e->xfers[r], err);
+        st = td_xfer_create(&conf, &e->xfers[r], err);
         if (st != TD_OK)
             return st;
     }

@@ -63,3 +63,23 @@ td_status td_listen_addr(const char *knob, const char *text, bool allow_plaintex
     *out = addr;
     return TD_OK;
 }
+
+td_status td_kv_listen_addr(const char *kv_listen, const char *listen, bool allow_plaintext,
+                            uint32_t rank, char out[static 272], td_err *err)
+{
+    td_addr addr;
+    bool own = kv_listen[0] != '\0';
+    td_status st = td_listen_addr(own ? "kv-listen" : "listen", own ? kv_listen : listen,
+                                  allow_plaintext, &addr, err);
+    if (st != TD_OK)
+        return st;
+    if (!own)
+        addr.port = 0;
+    if (addr.port != 0 && rank > 65535U - addr.port)
+        return td_fail(err, TD_CONFIG, "kv-listen: rank %u has no port behind %u", rank, addr.port);
+    addr.port = (uint16_t)(addr.port != 0 ? addr.port + rank : 0);
+    if (strcmp(addr.host, "localhost") == 0) /* it is wanted in digits */
+        snprintf(addr.host, sizeof(addr.host), "127.0.0.1");
+    td_addr_format(&addr, out);
+    return TD_OK;
+}

@@ -7,6 +7,7 @@
 
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 
 #define TD_INCARNATION_BYTES 17 /* 16 hex digits and NUL */
 #define TD_REQUEST_ID_MAX 64    /* characters */
@@ -24,4 +25,8 @@ void td_request_id_make(char out[static TD_REQUEST_ID_MAX + 1]); /* 32 hex digit
  * prompts, texts and KV pages in plaintext. knob stands in the message. */
 td_status td_listen_addr(const char *knob, const char *text, bool allow_plaintext, td_addr *out,
                          td_err *err);
+/* Where a rank's KV pages are served, from the knobs kv-listen (may be "") and listen. TD_CONFIG as
+ * above. */
+td_status td_kv_listen_addr(const char *kv_listen, const char *listen, bool allow_plaintext,
+                            uint32_t rank, char out[static 272], td_err *err);
 #endif

@@ -12,7 +12,7 @@ typedef struct {
     bool allow_plaintext, precise, allow_tcp, debug_poison;
     int kv, transport, log_level;
     uint32_t kv_pages, threads, max_requests, spin_us;
-    char *net_devices, *port_range, *debug_faults;
+    char *kv_listen, *net_devices, *port_range, *debug_faults;
     int64_t drain_timeout_ms;
 } td_worker_conf;
 
@@ -42,6 +42,9 @@ typedef struct {
             "how KV pages travel; auto: shared memory within a host, RDMA between hosts"),         \
         TD_CONF_FIELD(strct, "allow-tcp", m.allow_tcp, BOOL, "false", NULL, NULL,                  \
                       "transport auto may end on tcp"),                                            \
+        TD_CONF_FIELD(strct, "kv-listen", m.kv_listen, STR, "", NULL, NULL,                        \
+                      "numeric address for KV pages, to be reachable from peers only; rank r "     \
+                      "takes port + r; empty: the host of listen, any port"),                      \
         TD_CONF_FIELD(strct, "net-devices", m.net_devices, STR, "", NULL, NULL,                    \
                       "network devices for KV pages, UCX names (lo, eth0, mlx5_0:1); empty: any"), \
         TD_CONF_FIELD(strct, "port-range", m.port_range, STR, "", NULL, NULL,                      \

@@ -12,6 +12,18 @@ TEST(incarnations_are_16_hex_digits_and_never_the_same)
     TD_TRUE(strcmp(a, b) != 0);
 }
 
+TEST(what_is_no_incarnation_is_told)
+{
+    char a[TD_INCARNATION_BYTES];
+    td_incarnation_make(a);
+    TD_TRUE(td_incarnation_valid(a));
+    TD_TRUE(!td_incarnation_valid(""));
+    TD_TRUE(!td_incarnation_valid("0123456789abcde"));
+    TD_TRUE(!td_incarnation_valid("0123456789abcdef0"));
+    TD_TRUE(!td_incarnation_valid("0123456789abcdeF"));
+    TD_TRUE(!td_incarnation_valid("0123456789abcde\n"));
+}
+
 TEST(request_ids_that_we_make_are_valid_and_differ)
 {
     char a[TD_REQUEST_ID_MAX + 1], b[TD_REQUEST_ID_MAX + 1];
@@ -67,6 +79,24 @@ TEST(what_is_no_address_is_refused_by_the_knobs_name)
         TD_EQ(TD_CONFIG, td_listen_addr("admin", bad[i], true, &addr, &err));
         TD_EQ(0, strncmp(err.text, "admin: ", 7));
     }
+}
+
+TEST(kv_pages_are_served_where_the_daemon_listens_unless_told_otherwise)
+{
+    char out[272];
+    td_err err;
+    TD_EQ(TD_OK, td_kv_listen_addr("", "127.0.0.1:7410", false, 3, out, &err));
+    TD_STR("127.0.0.1:0", out);
+    TD_EQ(TD_OK, td_kv_listen_addr("", "localhost:7410", false, 0, out, &err));
+    TD_STR("127.0.0.1:0", out);
+    TD_EQ(TD_OK, td_kv_listen_addr("", "[::1]:7410", false, 0, out, &err));
+    TD_STR("[::1]:0", out);
+    TD_EQ(TD_OK, td_kv_listen_addr("10.0.0.1:7500", "0.0.0.0:7410", true, 3, out, &err));
+    TD_STR("10.0.0.1:7503", out); /* each rank has its own */
+    TD_EQ(TD_CONFIG, td_kv_listen_addr("10.0.0.1:7500", "127.0.0.1:1", false, 0, out, &err));
+    TD_TRUE(strstr(err.text, "kv-listen") != NULL);
+    TD_EQ(TD_CONFIG, td_kv_listen_addr("127.0.0.1:65535", "127.0.0.1:1", false, 1, out, &err));
+    TD_EQ(TD_CONFIG, td_kv_listen_addr("nowhere", "127.0.0.1:1", false, 0, out, &err));
 }
 
 TD_TEST_MAIN
