@@ -378,6 +378,13 @@ TEST(bad_requests_are_refused_and_nothing_else_suffers)
     answered(&w, &a);
     TD_EQ(TD_GRPC_INVALID_ARGUMENT, a.status);
     TD_TRUE(strstr(a.message, "x-request-id") != NULL);
+    TD_EQ(32, strlen(a.request_id)); /* one is made for the refusal */
+    free(a.last);
+    how.request_id = "a-good-one";
+    req.model = (char *)"other";
+    ask(&w, &a, &how, &req.base);
+    answered(&w, &a);
+    TD_STR("a-good-one", a.request_id); /* a refusal carries it, too */
     free(a.last);
     ask_bytes(&w, &a, &generate, "\x0a\xff", 2);
     answered(&w, &a);

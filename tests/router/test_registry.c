@@ -53,6 +53,21 @@ TEST(a_silent_worker_is_lost_within_the_heartbeats_deadline)
     world_close(&w);
 }
 
+TEST(a_router_that_slept_reads_before_it_judges)
+{
+    world w;
+    world_open(&w, NULL);
+    td_worker *worker = world_registered(&w, world_decode(&w, 0));
+    for (int i = 0; i < 8; i++) {
+        td_sleep_ms(300); /* twice the heartbeat's deadline; its loop does nothing */
+        for (int k = 0; k < 30; k++) {
+            world_turn(&w);
+            TD_TRUE(worker->reachable);
+        }
+    }
+    world_close(&w);
+}
+
 TEST(a_killed_worker_is_lost_at_once_and_back_under_a_new_incarnation)
 {
     world w;
