@@ -313,7 +313,8 @@ static void broken(const char *transport, const char *used)
         rig_check(&r, &j);
         td_xfer_link_info info;
         TD_EQ(1, td_xfer_links(r.xfer, &info, 1));
-        TD_EQ(round, info.n_reconnects);
+        TD_TRUE(info.n_reconnects >=
+                (uint64_t)round); /* a slow machine may restart the worker, too */
     }
     for (int i = 0; peer_served(&source).n_readers != 1; i++) { /* no endpoint stays behind */
         TD_TRUE(i < 100);
