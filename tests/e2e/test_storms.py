@@ -6,7 +6,7 @@ import time
 
 import grpc
 
-from harness import Cluster, arguments, run
+from harness import Cluster, arguments, is_sanitized, run
 from reference import prompt_ids
 
 GREEDY = dict(temperature=0, ignore_eos=True)
@@ -51,6 +51,7 @@ def judge(answer, want):
 
 def storm(args, transport):
     rng = random.Random(args.seed)
+    seconds = STORM_SECONDS / 4 if is_sanitized(args.bin) else STORM_SECONDS
     flags = ["--transport", transport, "--debug-poison"]
     with Cluster(args.bin, model=args.model, n_prefill=2, n_decode=2,
                  prefill_flags=flags + ["--chunk", "64", "--layer-group", "1", "--lease", "2s"],
@@ -59,7 +60,7 @@ def storm(args, transport):
         wants = [c.generate(p, max_tokens=24, **GREEDY).ids for p in prompts]
         assert all(len(ids) == 24 for ids in wants)
         began, rounds, survived, all_requests = time.monotonic(), 0, 0, 0
-        while rounds == 0 or time.monotonic() - began < STORM_SECONDS:
+        while rounds == 0 or time.monotonic() - began < seconds:
             requests = [c.submit(p, max_tokens=24, **GREEDY) for p in prompts]
             for _ in range(rng.choice([1, 1, 2])):
                 time.sleep(rng.random() * 0.4)
