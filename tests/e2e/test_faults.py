@@ -11,7 +11,7 @@ from reference import continuation, prompt_ids
 GREEDY = dict(temperature=0, ignore_eos=True)
 
 
-def transports(args):
+def _transports(args):
     """UCX is not built with sanitizers: one of its ways tells them as much as two."""
     return ("shm",) if is_sanitized(args.bin) else ("shm", "tcp")
 
@@ -39,7 +39,7 @@ def damage(args, transport, fault):
 
 
 def a_page_damaged_once_is_fetched_again_and_the_text_is_unchanged(args):
-    for transport in transports(args):
+    for transport in _transports(args):
         with damage(args, transport, "damage:3") as c:
             prompt = prompt_ids(c, 700)
             answer = c.generate(prompt, max_tokens=24, **GREEDY)
@@ -52,7 +52,7 @@ def a_page_damaged_once_is_fetched_again_and_the_text_is_unchanged(args):
 
 
 def a_page_damaged_twice_fails_the_request_and_is_named(args):
-    for transport in transports(args):
+    for transport in _transports(args):
         with damage(args, transport, "damage:3:2") as c:
             prompt = prompt_ids(c, 700)
             answer = c.generate(prompt, max_tokens=24, **GREEDY)
@@ -68,7 +68,7 @@ def a_page_damaged_twice_fails_the_request_and_is_named(args):
 
 def a_storm_of_cancels_leaves_the_others_unchanged(args):
     rng = random.Random(args.seed)
-    for transport in transports(args):
+    for transport in _transports(args):
         with Cluster(args.bin, model=args.model, prefill_flags=flags(transport, "--ranks", "2", "--chunk", "128"),
                      decode_flags=flags(transport, "--drafts", "2")) as c:
             stay = [prompt_ids(c, n, n) for n in (65, 300, 700)]
@@ -114,7 +114,7 @@ def wait_used(cluster, kind, timeout=5):
 
 def lose(args, kind, how):
     """A worker is lost while it holds a request that has not streamed: it is started once more and ends right."""
-    for transport in transports(args):
+    for transport in _transports(args):
         with two_by_two(args, transport) as c:
             prompt = prompt_ids(c, 500 if is_sanitized(args.bin) else 1500)
             want = c.generate(prompt, max_tokens=20, **GREEDY)
