@@ -22,7 +22,9 @@ typedef struct {
 } td_front_conf;
 
 td_status td_front_create(const td_front_conf *conf, td_front **out, td_err *err);
-void td_front_destroy(td_front *front); /* no call is left; NULL is fine */
+/* No call is left, and the loop is destroyed: until then a text whose call was cancelled may still
+ * be with libuv's thread pool, and is counted here. NULL is fine. */
+void td_front_destroy(td_front *front);
 void td_front_methods(td_front *front, td_rpc_method *rows);
 /* Refuse new Generate calls with UNAVAILABLE. */
 void td_front_drain(td_front *front);

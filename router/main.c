@@ -221,9 +221,9 @@ static td_status boot(router *r, td_err *err)
 static void tear_down(router *r)
 {
     td_reflection_destroy(r->reflection);
-    td_front_destroy(r->front);
     td_dispatch_destroy(r->dispatch);
     td_loop_destroy(r->loop);
+    td_front_destroy(r->front);
     td_metrics_destroy(r->metrics);
     td_model_info_fini(&r->model);
     td_conf_free(&td_router_conf_spec, &r->conf);

@@ -15,6 +15,13 @@
 
 #define TD_TEST_MAX 256
 
+/* A sanitizer makes computing some ten times slower, and finds what it finds in short runs too. */
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define TD_SANITIZED 1
+#else
+#define TD_SANITIZED 0
+#endif
+
 extern struct CMUnitTest td_tests[TD_TEST_MAX];
 extern int td_n_tests;
 

@@ -424,10 +424,10 @@ void world_close(world *w)
             td_rpc_server_close(w->workers[i].server, on_fake_closed, &w->workers[i]);
     RUN_UNTIL(w, w->n_open == 0);
     td_timer_stop(&w->patience);
-    td_front_destroy(w->front);
     td_dispatch_destroy(w->dispatch);
     td_reflection_destroy(w->reflection);
     td_loop_destroy(w->loop);
+    td_front_destroy(w->front);
     td_metrics_destroy(w->metrics);
     td_model_info_fini(&w->model);
 }
