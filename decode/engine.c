@@ -272,7 +272,7 @@ static td_status open_model(td_decode_engine *e, td_err *err)
         st = td_checkpoint_open(w->model, &e->ckpt, err);
     if (st != TD_OK)
         return st;
-    bool draft = td_rank_has_draft(e->ckpt, &e->config);
+    bool draft = td_weights_has_draft(e->ckpt, &e->config);
     e->drafts = draft ? e->conf.conf->drafts : 0;
     if (e->drafts < e->conf.conf->drafts)
         td_warn("decode.drafts", "wanted=%u used=0 why=\"the checkpoint has no draft layer\"",

@@ -71,16 +71,16 @@ typedef struct {
     int precise;
     td_moe_mode moe;
     int32_t rank, n_ranks;
-    int without_draft; /* leave the draft layer out even if it is there */
-    int check_finite;  /* refuse weights with NaN or infinity; reads everything once more */
 } td_weights_options;
 
 /* TD_CONFIG: a tensor is missing or has another shape or dtype than config.json asks for (names it,
- * with what was found and expected); TD_DATA_LOSS: not finite; TD_NOMEM. The draft layer is left
- * out when config.json names one and the checkpoint has no tensor of it. The checkpoint may be
- * closed afterwards; the device must outlive the weights. */
+ * with what was found and expected); TD_UNSUPPORTED: a dtype that no operation takes there;
+ * TD_NOMEM. The draft layer is left out when config.json names one and the checkpoint has no tensor
+ * of it. The checkpoint may be closed afterwards; the device must outlive the weights. */
 td_status td_weights_load(const td_checkpoint *ckpt, const td_model_config *config,
                           const td_weights_options *options, td_device *device, td_weights **out,
                           td_err *err);
 void td_weights_destroy(td_weights *weights); /* NULL and half-loaded are fine */
+/* config.json names a draft layer and the checkpoint has its tensors. */
+int td_weights_has_draft(const td_checkpoint *ckpt, const td_model_config *config);
 #endif

@@ -245,7 +245,7 @@ static td_status open_model(td_prefill_engine *e, td_err *err)
         st = td_checkpoint_open(c->w.model, &e->ckpt, err);
     if (st != TD_OK)
         return st;
-    bool draft = td_rank_has_draft(e->ckpt, &e->config);
+    bool draft = td_weights_has_draft(e->ckpt, &e->config);
     st = td_model_kv_layout(&e->config, c->w.precise,
                             td_rank_kv_dtype((td_rank_kv)c->w.kv, c->w.precise), draft, &e->layout,
                             err);
