@@ -28,7 +28,6 @@ void *td_device_pool_alloc(td_device_pool *pool, size_t n_bytes, td_err *err)
     if (pool->st < 0)
         return NULL;
     pool->ptrs[pool->n++] = ptr;
-    pool->n_bytes += n_bytes;
     return ptr;
 }
 

@@ -24,7 +24,6 @@ typedef struct {
     td_device *device;
     void **ptrs; /* [n] */
     uint32_t n, room;
-    uint64_t n_bytes;
     td_status st; /* the first failure; later calls do nothing */
 } td_device_pool;
 
