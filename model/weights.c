@@ -39,9 +39,9 @@ static void read_mlp(td_weights_reader *r, const char *prefix, int32_t width, td
     }
     cut_width(r, width, dtype, &lo, &hi);
     td_cut rows = {lo, hi, 0, d}, cols = {0, d, lo, hi};
-    out->gate = td_read_linear(r, &gate, &rows);
-    out->up = td_read_linear(r, &up, &rows);
-    out->down = td_read_linear(r, &down, &cols);
+    out->gate = td_read_linear(r, &gate, &rows, dtype);
+    out->up = td_read_linear(r, &up, &rows, dtype);
+    out->down = td_read_linear(r, &down, &cols, dtype);
 }
 
 /* One matrix of one expert to its place in the rank's array of experts. */
@@ -185,11 +185,9 @@ static void read_attention(td_weights_reader *r, const char *layer, td_layer_wei
     out->index_q =
         td_read_whole(r, p, "indexer.wq_b.weight", c->index_n_heads * c->index_dim, c->q_lora_rank);
     out->index_k = td_read_whole(r, p, "indexer.wk.weight", c->index_dim, d);
-    out->index_w = td_read_whole(r, p, "indexer.weights_proj.weight", c->index_n_heads, d);
+    out->index_w = td_read_wide(r, p, "indexer.weights_proj.weight", c->index_n_heads, d);
     out->index_k_norm_w = td_read_vector(r, p, "indexer.k_norm.weight", c->index_dim);
     out->index_k_norm_b = td_read_vector(r, p, "indexer.k_norm.bias", c->index_dim);
-    if (r->st == TD_OK && out->index_w.dtype == TD_E4M3)
-        r->st = td_fail(r->err, TD_UNSUPPORTED, "tensor %sindexer.weights_proj.weight is e4m3", p);
     read_absorbed(r, layer, out);
 }
 
@@ -205,10 +203,8 @@ static void read_layer(td_weights_reader *r, int32_t index, td_layer_weights *ou
         read_mlp(r, mlp, c->intermediate_size, &out->mlp);
         return;
     }
-    out->gate = td_read_whole(r, mlp, "gate.weight", c->n_experts, c->hidden_size);
+    out->gate = td_read_wide(r, mlp, "gate.weight", c->n_experts, c->hidden_size);
     out->gate_bias = td_read_vector(r, mlp, "gate.e_score_correction_bias", c->n_experts);
-    if (r->st == TD_OK && out->gate.dtype == TD_E4M3)
-        r->st = td_fail(r->err, TD_UNSUPPORTED, "tensor %sgate.weight is e4m3", mlp);
     read_experts(r, layer, &out->experts);
     snprintf(mlp, sizeof(mlp), "%smlp.shared_experts.", layer);
     if (c->n_shared_experts > 0)
@@ -241,9 +237,7 @@ static void read_ends(td_weights_reader *r)
     if (c->tie_embeddings)
         w->head = (td_linear){w->embed, NULL, c->vocab_size, c->hidden_size, w->act};
     else
-        w->head = td_read_whole(r, "", "lm_head.weight", c->vocab_size, c->hidden_size);
-    if (r->st == TD_OK && w->head.dtype == TD_E4M3)
-        r->st = td_fail(r->err, TD_UNSUPPORTED, "tensor lm_head.weight is e4m3");
+        w->head = td_read_wide(r, "", "lm_head.weight", c->vocab_size, c->hidden_size);
 }
 
 td_status td_weights_load(const td_checkpoint *ckpt, const td_model_config *config,

@@ -1,8 +1,10 @@
 /* weights.h - one rank's share of a checkpoint in device memory, in the form that the operations
  * take (model-spec A.2; design.md, context parallelism).
  *   quantised mode: e4m3 weights with their scales as stored, bf16 weights as stored, kv_b_proj
- *   dequantised to bf16 for the absorbed form.    precise mode: everything f32.
- * Attention, indexer, gate, embedding and head are whole on every rank. */
+ *   dequantised to bf16 for the absorbed form; what is used as f32 (gate, the indexer's
+ *   weights_proj, head; model-spec A.10) may be stored as f32, any other f32 matrix is taken only
+ * if bf16 holds it exactly.    precise mode: everything f32. Attention, indexer, gate, embedding
+ * and head are whole on every rank. */
 #ifndef TD_MODEL_WEIGHTS_H
 #define TD_MODEL_WEIGHTS_H
 #include "common/device/device.h"
@@ -41,7 +43,7 @@ typedef struct {
     float *index_k_norm_w, *index_k_norm_b;
     int is_moe;
     td_mlp_weights mlp; /* dense layer, or the shared expert(s) of a MoE layer (N 0: none) */
-    td_linear gate;     /* MoE: [E, D] bf16 or f32 */
+    td_linear gate;     /* MoE: [E, D] as stored, bf16 or f32 */
     float *gate_bias;   /* MoE: [E] */
     td_expert_weights experts;
     /* The draft layer only (model-spec A.12): */

@@ -228,11 +228,10 @@ float *td_read_vector(td_weights_reader *r, const char *prefix, const char *name
     return dst;
 }
 
-td_linear td_read_linear(td_weights_reader *r, const td_matrix *m, const td_cut *cut)
+td_linear td_read_linear(td_weights_reader *r, const td_matrix *m, const td_cut *cut,
+                         td_dtype dtype)
 {
-    td_linear l = {.N = cut->row_hi - cut->row_lo,
-                   .K = cut->col_hi - cut->col_lo,
-                   .dtype = td_read_dtype(r, m)};
+    td_linear l = {.N = cut->row_hi - cut->row_lo, .K = cut->col_hi - cut->col_lo, .dtype = dtype};
     size_t n = (size_t)l.N, k = (size_t)l.K;
     l.w = td_read_alloc(r, n * k * td_dtype_bytes(l.dtype));
     td_read_part(r, m, cut, l.dtype, l.w);
@@ -250,5 +249,16 @@ td_linear td_read_whole(td_weights_reader *r, const char *prefix, const char *na
 {
     td_cut all = {0, n_rows, 0, n_cols};
     td_matrix m = td_read_matrix(r, prefix, name, n_rows, n_cols);
-    return td_read_linear(r, &m, &all);
+    return td_read_linear(r, &m, &all, td_read_dtype(r, &m));
+}
+
+td_linear td_read_wide(td_weights_reader *r, const char *prefix, const char *name, int32_t n_rows,
+                       int32_t n_cols)
+{
+    td_cut all = {0, n_rows, 0, n_cols};
+    td_matrix m = td_read_matrix(r, prefix, name, n_rows, n_cols);
+    if (r->st == TD_OK && m.w->dtype == TD_ST_F8_E4M3)
+        r->st = td_fail(r->err, TD_UNSUPPORTED, "tensor %s%s is e4m3", prefix, name);
+    int wide = r->st == TD_OK && m.w->dtype == TD_ST_F32;
+    return td_read_linear(r, &m, &all, wide ? TD_F32 : td_read_dtype(r, &m));
 }

@@ -83,18 +83,34 @@ static td_tensor *add(maker *k, const char *name, td_st_dtype dtype, int rows, i
     return t;
 }
 
-/* f32 or bf16 numbers: mean + scale * random. */
-static void fill(maker *k, td_tensor *t, float mean, float scale)
+/* f32 or bf16 numbers: mean + scale * random. round: bf16's in any case. */
+static void fill_rounded(maker *k, td_tensor *t, float mean, float scale, int round)
 {
     size_t n = t->n_bytes / td_st_dtype_bytes(t->dtype);
     for (size_t i = 0; i < n && t->data != NULL; i++) {
         float v = mean + scale * random_float(k);
         td_bf16 b = td_f32_to_bf16(v);
+        if (round)
+            v = td_bf16_to_f32(b);
         if (t->dtype == TD_ST_F32)
             memcpy((unsigned char *)t->data + 4 * i, &v, 4);
         else
             memcpy((unsigned char *)t->data + 2 * i, &b, 2);
     }
+}
+
+static void fill(maker *k, td_tensor *t, float mean, float scale)
+{
+    fill_rounded(k, t, mean, scale, 0);
+}
+
+/* A matrix that is used as f32: gate, weights_proj, head. */
+static void add_wide(maker *k, const char *prefix, const char *name, int rows, int cols)
+{
+    char full[256];
+    snprintf(full, sizeof(full), "%s%s", prefix, name);
+    td_tensor *t = add(k, full, k->m->f32_gates ? TD_ST_F32 : TD_ST_BF16, rows, cols);
+    fill_rounded(k, t, 0, 1.0f / sqrtf((float)cols), k->m->f32_gates != 1);
 }
 
 static void add_matrix(maker *k, const char *name, int rows, int cols, int quantise)
@@ -159,7 +175,7 @@ static void add_layer(maker *k, int index, int moe)
     named(k, p, "self_attn.o_proj.weight", m->hidden, m->heads * m->v, 1);
     named(k, p, "self_attn.indexer.wq_b.weight", m->index_heads * m->index_dim, m->q_lora, 1);
     named(k, p, "self_attn.indexer.wk.weight", m->index_dim, m->hidden, 1);
-    named(k, p, "self_attn.indexer.weights_proj.weight", m->index_heads, m->hidden, 0);
+    add_wide(k, p, "self_attn.indexer.weights_proj.weight", m->index_heads, m->hidden);
     snprintf(full, sizeof(full), "%sself_attn.indexer.k_norm.weight", p);
     fill(k, add(k, full, TD_ST_F32, m->index_dim, 0), 1.0f, 0.1f);
     snprintf(full, sizeof(full), "%sself_attn.indexer.k_norm.bias", p);
@@ -169,7 +185,7 @@ static void add_layer(maker *k, int index, int moe)
         add_mlp(k, full, m->intermediate);
         return;
     }
-    named(k, full, "gate.weight", m->experts, m->hidden, 0);
+    add_wide(k, full, "gate.weight", m->experts, m->hidden);
     snprintf(full, sizeof(full), "%smlp.gate.e_score_correction_bias", p);
     fill(k, add(k, full, TD_ST_F32, m->experts, 0), 0.0f, 0.1f);
     for (int e = 0; e < m->experts; e++) {
@@ -280,7 +296,7 @@ void td_make_model(const char *dir, const td_made_model *m)
         add_draft(k);
     add_norm(k, "model.", "norm.weight", m->hidden);
     if (m->tied != 1)
-        add_matrix(k, "lm_head.weight", m->vocab, m->hidden, 0);
+        add_wide(k, "", "lm_head.weight", m->vocab, m->hidden);
     if (m->tied == 2)
         memcpy((unsigned char *)k->tensors[k->n - 1].data, k->tensors[0].data,
                k->tensors[0].n_bytes);

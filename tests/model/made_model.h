@@ -11,6 +11,7 @@ typedef struct {
     int fp8, plain_scales, yarn, draft, f32_norms;
     int bf16_scales;         /* FP8's scale tensors are BF16, rounded; 2: the same values in F32 */
     int draft_copies;        /* the draft layer brings an embedding and a head of its own */
+    int f32_gates;           /* gate, weights_proj and head in F32; 2: numbers that bf16 has */
     int not_normed;          /* norm_topk_prob false */
     int indexer_interleaved; /* indexer_rope_interleave true */
     int tied;                /* tie_word_embeddings and no lm_head; 2: untied with a copy instead */

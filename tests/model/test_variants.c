@@ -119,6 +119,7 @@ static int variants(variant *v)
     ADD("FP8, bf16 scales", 1, v[n].m.bf16_scales = 1);
     ADD("FP8, plain bf16 scales", 1, v[n].m.plain_scales = v[n].m.bf16_scales = 1);
     ADD("f32 norms", 1, v[n].m.f32_norms = 1);
+    ADD("f32 gate, indexer weights and head", 1, v[n].m.f32_gates = 1);
     ADD("plain RoPE", 0, v[n].m.yarn = 0);
     ADD("no shared expert", 1, v[n].m.shared = 0);
     ADD("two shared experts", 1, v[n].m.shared = 2);
@@ -290,5 +291,13 @@ TEST(an_embedding_and_a_head_in_the_draft_layer_are_not_used)
 {
     td_made_model a = base(1), b = a;
     b.draft_copies = 1;
+    check_same(&a, &b);
+}
+
+/* Products of two bf16 numbers are exact in f32, and the order of sums is the same. */
+TEST(weights_used_as_f32_may_be_stored_so)
+{
+    td_made_model a = base(1), b = a;
+    b.f32_gates = 2;
     check_same(&a, &b);
 }

@@ -302,6 +302,20 @@ TEST(a_draft_layer_is_optional_but_not_half_of_one)
     close_made(&f);
 }
 
+TEST(what_is_used_as_f32_stays_f32)
+{
+    td_made_model m = td_made_model_odd();
+    m.f32_gates = 1;
+    folder f = open_made(&m);
+    td_weights *w = load(&f, (td_weights_options){.n_ranks = 1});
+    const td_tensor *gate = td_checkpoint_find(f.ckpt, "model.layers.1.mlp.gate.weight");
+    TD_TRUE(w->head.dtype == TD_F32 && w->layers[0].index_w.dtype == TD_F32);
+    TD_EQ(TD_F32, w->layers[1].gate.dtype);
+    TD_MEM(gate->data, w->layers[1].gate.w, gate->n_bytes);
+    td_weights_destroy(w);
+    close_made(&f);
+}
+
 TEST(e4m3_weights_need_a_quantization_config)
 {
     td_weights *w = NULL;
