@@ -208,7 +208,7 @@ static td_status read_theta(const cJSON *object, double *theta, td_err *err)
     if (st < 0)
         return st;
     if (*theta > 0 && *theta != v)
-        return td_fail(err, TD_CONFIG, "rope_theta: %g here, %g there", *theta, v);
+        return td_fail(err, TD_CONFIG, "rope_theta %g: elsewhere %g", v, *theta);
     *theta = v;
     return TD_OK;
 }
@@ -313,7 +313,7 @@ static td_status read_rope(const cJSON *root, td_rope_config *r, td_err *err)
         td_rope_config c = {.theta = r->theta, .indexer_interleaved = r->indexer_interleaved};
         if (o == NULL)
             continue;
-        if ((st = read_rope_object(o, &c, err)) < 0)
+        if (read_rope_object(o, &c, err) < 0)
             return td_fail_prefix(err, "%s", names[i]);
         if (n++ > 0 && !same_rope(&first, &c))
             return td_fail(err, TD_CONFIG, "rope_scaling and rope_parameters differ");

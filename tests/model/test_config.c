@@ -214,7 +214,7 @@ TEST(theta_is_compared_where_it_was_given)
           parse(HEAD "," THETA ",\"rope_parameters\":{" ROPE ",\"rope_theta\":10000}}", &c, &err));
     TD_EQ(TD_CONFIG,
           parse(HEAD "," THETA ",\"rope_parameters\":{" ROPE ",\"rope_theta\":50000}}", &c, &err));
-    TD_STR("rope_parameters: rope_theta: 10000 here, 50000 there", err.text);
+    TD_STR("rope_parameters: rope_theta 50000: elsewhere 10000", err.text);
     TD_EQ(TD_CONFIG,
           parse(HEAD ",\"rope_scaling\":{" ROPE ",\"rope_theta\":10000},\"rope_parameters\":{" ROPE
                      ",\"rope_theta\":50000}}",
