@@ -3,7 +3,7 @@
  * ws[n/128,kb]. A backend sums in one order that K alone fixes, so that a row's bits depend neither
  * on M nor on the other rows; which order is its own choice, and results of two backends agree
  * within roundings only. The CPU's is that of kernels/cpu/dot.h, with xs * ws multiplied into x
- * before: no rounding where scales are powers of two, one per element where they are not.
+ * before: exact where scales are powers of two, two roundings where they are not.
  * K = 0 gives zeros. */
 #ifndef TD_KERNELS_GEMM_H
 #define TD_KERNELS_GEMM_H
