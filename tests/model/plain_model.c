@@ -239,9 +239,8 @@ static double *attention(const pass *p, const double *x)
     return y;
 }
 
-/* y += share[t] * mlp(x) */
-static void mlp(const pass *p, const char *name, const double *x, int width, const double *share,
-                int stride, double *y)
+/* y += mlp(x) */
+static void mlp(const pass *p, const char *name, const double *x, int width, double *y)
 {
     char prefix[128];
     int d = p->m->hidden;
@@ -252,7 +251,7 @@ static void mlp(const pass *p, const char *name, const double *x, int width, con
         gate[i] = gate[i] / (1 + exp(-gate[i])) * up[i];
     double *out = product(p, prefix, "down_proj.weight", gate, width, d);
     for (int i = 0; i < p->n * d; i++)
-        y[i] += (share == NULL ? 1 : share[i / d * stride]) * out[i];
+        y[i] += out[i];
     free(gate);
     free(up);
     free(out);
@@ -296,6 +295,31 @@ static void gate_row(const td_made_model *m, const double *s, double *biased, do
     free(group);
 }
 
+/* y += share * mlp(x) for the rows that have a share of expert e; share: [n, experts]. */
+static void expert(const pass *p, int e, const double *x, const double *share, double *y)
+{
+    const td_made_model *m = p->m;
+    size_t d = (size_t)m->hidden;
+    double *in = numbers((size_t)p->n * d), *out = numbers((size_t)p->n * d);
+    char name[40];
+    pass rows = *p;
+    rows.n = 0;
+    for (int t = 0; t < p->n; t++)
+        if (share[t * m->experts + e] != 0)
+            memcpy(in + (size_t)rows.n++ * d, x + (size_t)t * d, d * sizeof(*x));
+    snprintf(name, sizeof(name), "experts.%d.", e);
+    mlp(&rows, name, in, m->moe_intermediate, out);
+    const double *row = out;
+    for (int t = 0; t < p->n; t++) {
+        double part = share[t * m->experts + e];
+        for (size_t i = 0; i < d && part != 0; i++)
+            y[(size_t)t * d + i] += part * row[i];
+        row += part != 0 ? d : 0;
+    }
+    free(in);
+    free(out);
+}
+
 static void moe(const pass *p, const double *x, double *y)
 {
     const td_made_model *m = p->m;
@@ -310,13 +334,10 @@ static void moe(const pass *p, const double *x, double *y)
         }
         gate_row(m, s + t * m->experts, biased, share + t * m->experts);
     }
-    for (int e = 0; e < m->experts; e++) {
-        char name[40];
-        snprintf(name, sizeof(name), "experts.%d.", e);
-        mlp(p, name, x, m->moe_intermediate, share + e, m->experts, y);
-    }
+    for (int e = 0; e < m->experts; e++)
+        expert(p, e, x, share, y);
     if (m->shared > 0)
-        mlp(p, "shared_experts.", x, m->shared * m->moe_intermediate, NULL, 0, y);
+        mlp(p, "shared_experts.", x, m->shared * m->moe_intermediate, y);
     free(s);
     free(bias);
     free(share);
@@ -336,7 +357,7 @@ static void layer(pass *p, int index, int is_moe, double *res)
     if (is_moe)
         moe(p, x, res);
     else
-        mlp(p, "", x, m->intermediate, NULL, 0, res);
+        mlp(p, "", x, m->intermediate, res);
     free(x);
     free(h);
 }
