@@ -172,6 +172,7 @@ static td_status boot(td_decode_engine *e, td_err *err)
     if (st != TD_OK)
         return st;
     td_engine_config engine = td_rank_engine(&e->rank, &e->layout, NULL);
+    engine.draft_prenorm = e->conf.conf->w.draft_prenorm;
     st = td_decode_create(&engine, e->n_slots, e->drafts, 0, &e->decoder, err);
     if (st == TD_OK)
         st = td_fingerprint_model(&e->fingerprint, e->conf.conf->w.model, e->ckpt, err);
@@ -218,7 +219,8 @@ static void take_ready(td_decode_engine *e, const td_engine_event *event)
     }
     td_checkpoint_close(e->ckpt); /* the weights are in the rank's memory */
     e->ckpt = NULL;
-    td_fingerprint_run(&e->fingerprint, &e->layout, e->conf.conf->w.precise, 0);
+    td_fingerprint_run(&e->fingerprint, &e->layout, e->conf.conf->w.precise,
+                       e->conf.conf->w.draft_prenorm);
     e->conf.on_ready(e->conf.user);
 }
 
@@ -272,7 +274,7 @@ static td_status open_model(td_decode_engine *e, td_err *err)
         st = td_checkpoint_open(w->model, &e->ckpt, err);
     if (st != TD_OK)
         return st;
-    bool draft = td_rank_has_draft(e->ckpt, &e->config);
+    bool draft = td_weights_has_draft(e->ckpt, &e->config);
     e->drafts = draft ? e->conf.conf->drafts : 0;
     if (e->drafts < e->conf.conf->drafts)
         td_warn("decode.drafts", "wanted=%u used=0 why=\"the checkpoint has no draft layer\"",

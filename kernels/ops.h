@@ -29,12 +29,14 @@
 #include "kernels/sparse_mla/sparse_mla.h"
 #include "kernels/sum_partials/sum_partials.h"
 #include "kernels/topk/topk.h"
+#include "kernels/widen/widen.h"
 
 #define TD_OPS_MAP(X)                                                                              \
     X(embed)                                                                                       \
     X(rmsnorm)                                                                                     \
     X(layernorm)                                                                                   \
     X(quant)                                                                                       \
+    X(widen)                                                                                       \
     X(gemm)                                                                                        \
     X(head_gemm)                                                                                   \
     X(rope)                                                                                        \

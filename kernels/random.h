@@ -44,12 +44,6 @@ static inline uint64_t td_random_u64(uint64_t seed, int64_t position, td_random_
     return (uint64_t)w.x[1] << 32 | w.x[0];
 }
 
-/* Uniform in [0, 1): the upper 24 of those bits. */
-static inline float td_uniform(uint64_t seed, int64_t position, td_random_purpose purpose)
-{
-    return (float)(td_random_u64(seed, position, purpose) >> 40) * 0x1p-24f;
-}
-
 /* floor( r * n / 2^64 ): a uniform integer below n, from 64 uniform bits. */
 static inline uint64_t td_random_below(uint64_t r, uint64_t n)
 {

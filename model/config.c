@@ -3,7 +3,6 @@
 #include "common/base/conf.h"
 
 #include <cjson/cJSON.h>
-#include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -31,7 +30,7 @@ static const field fields[] = {
     F("intermediate_size", intermediate_size, INT, 8, DIM_MAX, REQUIRED),
     F("moe_intermediate_size", moe_intermediate_size, INT, 8, DIM_MAX, REQUIRED),
     F("num_hidden_layers", n_layers, INT, 1, TD_MODEL_MAX_LAYERS - 1, REQUIRED),
-    F("num_nextn_predict_layers", n_draft_layers, INT, 0, 1, 0),
+    F("num_nextn_predict_layers", n_draft_layers, INT, 0, TD_MODEL_MAX_LAYERS, 0),
     F("num_attention_heads", n_heads, INT, 1, 4096, REQUIRED),
     F("n_routed_experts", n_experts, INT, 1, 65536, REQUIRED),
     F("n_shared_experts", n_shared_experts, INT, 0, 64, REQUIRED),
@@ -51,7 +50,6 @@ static const field fields[] = {
     F("max_position_embeddings", max_positions, INT, 1, POSITIONS_MAX, REQUIRED),
     F("rms_norm_eps", rms_norm_eps, REAL, 1e-30, 1, REQUIRED),
     F("tie_word_embeddings", tie_embeddings, BOOLEAN, 0, 1, 0),
-    F("bos_token_id", bos_id, INT, 0, DIM_MAX, -1),
     F("indexer_rope_interleave", rope.indexer_interleaved, BOOLEAN, 0, 1, 0),
 };
 #undef F
@@ -61,17 +59,15 @@ static const field fields[] = {
 static const struct {
     const char *key, *text; /* text NULL: the number or boolean below */
     double value;
-    int required;
 } constants[] = {
-    {"hidden_act", "silu", 0, 0},      {"scoring_func", "sigmoid", 0, 0},
-    {"topk_method", "noaux_tc", 0, 0}, {"moe_layer_freq", NULL, 1, 0},
-    {"attention_bias", NULL, 0, 0},    {"use_mla", NULL, 1, 0},
+    {"hidden_act", "silu", 0},   {"scoring_func", "sigmoid", 0}, {"topk_method", "noaux_tc", 0},
+    {"moe_layer_freq", NULL, 1}, {"attention_bias", NULL, 0},    {"use_mla", NULL, 1},
 };
 
 /* Keys read by code of their own. */
 static const char *const others[] = {
-    "model_type",   "num_key_value_heads", "first_k_dense_replace", "mlp_layer_types", "rope_theta",
-    "rope_scaling", "rope_parameters",     "quantization_config",   "eos_token_id"};
+    "model_type", "num_key_value_heads", "first_k_dense_replace", "mlp_layer_types",
+    "rope_theta", "rope_scaling",        "rope_parameters",       "quantization_config"};
 
 static int is_known(const char *key)
 {
@@ -87,10 +83,13 @@ static int is_known(const char *key)
     return 0;
 }
 
-/* NULL and JSON's null are both "not there". */
+/* NULL and JSON's null are both "not there"; so is everything in what is not an object, whose items
+ * have no names. */
 static const cJSON *get(const cJSON *object, const char *key)
 {
     const cJSON *item;
+    if (!cJSON_IsObject(object))
+        return NULL;
     cJSON_ArrayForEach(item, object) if (strcmp(item->string, key) == 0) return cJSON_IsNull(item)
         ? NULL
         : item;
@@ -186,6 +185,9 @@ static td_status check_constants(const cJSON *root, td_err *err)
         if (text != NULL && !is_text(item, text))
             return td_fail(err, TD_UNSUPPORTED, "%s '%.64s': only '%s' is supported",
                            constants[i].key, cJSON_IsString(item) ? item->valuestring : "?", text);
+        if (text == NULL && !cJSON_IsBool(item) && !cJSON_IsNumber(item))
+            return td_fail(err, TD_CONFIG, "%s: neither a number nor true or false",
+                           constants[i].key);
         double v = cJSON_IsBool(item) ? cJSON_IsTrue(item) : item->valuedouble;
         if (text == NULL && v != constants[i].value)
             return td_fail(err, TD_UNSUPPORTED, "%s: only %g is supported", constants[i].key,
@@ -194,24 +196,26 @@ static td_status check_constants(const cJSON *root, td_err *err)
     return TD_OK;
 }
 
-/* rope_scaling, or the newer rope_parameters with theta inside. */
-static td_status read_rope_object(const cJSON *o, const char *name, td_rope_config *r, td_err *err)
+/* Theta may stand in three places; where it does, it must be the same. *theta is 0 before the
+ * first. */
+static td_status read_theta(const cJSON *object, double *theta, td_err *err)
 {
-    td_status st;
-    double mscale = 1.0, original = 0;
-    const cJSON *type = get(o, "rope_type") != NULL ? get(o, "rope_type") : get(o, "type");
-    if (!cJSON_IsObject(o))
-        return td_fail(err, TD_CONFIG, "%s: not an object", name);
-    if (get(o, "rope_theta") != NULL &&
-        (st = read_real(get(o, "rope_theta"), "rope_theta", 1.000001, 1e12, &r->theta, err)) < 0)
-        return st;
-    if (type == NULL || is_text(type, "default")) {
-        r->yarn = 0;
+    const cJSON *item = get(object, "rope_theta");
+    double v = 0;
+    if (item == NULL)
         return TD_OK;
-    }
-    if (!is_text(type, "yarn"))
-        return td_fail(err, TD_UNSUPPORTED, "%s type '%.32s': only yarn and default", name,
-                       cJSON_IsString(type) ? type->valuestring : "?");
+    td_status st = read_real(item, "rope_theta", 1.000001, 1e12, &v, err);
+    if (st < 0)
+        return st;
+    if (*theta > 0 && *theta != v)
+        return td_fail(err, TD_CONFIG, "rope_theta %g: elsewhere %g", v, *theta);
+    *theta = v;
+    return TD_OK;
+}
+
+static td_status read_yarn(const cJSON *o, td_rope_config *r, td_err *err)
+{
+    double mscale = 1.0, original = 0;
     r->yarn = 1;
     r->beta_fast = 32;
     r->beta_slow = 1;
@@ -230,43 +234,90 @@ static td_status read_rope_object(const cJSON *o, const char *name, td_rope_conf
         const cJSON *item = get(o, reals[i].key);
         if (item == NULL && !reals[i].required)
             continue;
-        st = read_real(item, reals[i].key, reals[i].min, reals[i].max, reals[i].out, err);
+        td_status st = read_real(item, reals[i].key, reals[i].min, reals[i].max, reals[i].out, err);
         if (st < 0)
-            return td_fail_prefix(err, "%s", name);
+            return st;
     }
     if (mscale != r->mscale_all_dim)
-        return td_fail(err, TD_UNSUPPORTED, "%s: mscale %g differs from mscale_all_dim %g", name,
-                       mscale, r->mscale_all_dim);
+        return td_fail(err, TD_UNSUPPORTED, "mscale %g differs from mscale_all_dim %g", mscale,
+                       r->mscale_all_dim);
     if (original != floor(original))
-        return td_fail(err, TD_CONFIG, "%s: original_max_position_embeddings %g", name, original);
+        return td_fail(err, TD_CONFIG, "original_max_position_embeddings %g", original);
     r->original_max_positions = (int32_t)original;
     return TD_OK;
 }
 
+/* Whatever stands in the object is understood: other keys mean another rotation. */
+static td_status check_rope_keys(const cJSON *o, int has_type, td_err *err)
+{
+    static const char *const plain[] = {"type", "rope_type", "rope_theta"};
+    static const char *const yarn[] = {"factor",         "beta_fast",
+                                       "beta_slow",      "mscale",
+                                       "mscale_all_dim", "original_max_position_embeddings"};
+    const cJSON *item;
+    cJSON_ArrayForEach(item, o)
+    {
+        int is_plain = 0, is_yarn = 0;
+        for (size_t i = 0; i < sizeof(plain) / sizeof(*plain); i++)
+            is_plain |= strcmp(item->string, plain[i]) == 0;
+        for (size_t i = 0; i < sizeof(yarn) / sizeof(*yarn); i++)
+            is_yarn |= strcmp(item->string, yarn[i]) == 0;
+        if (is_plain || (is_yarn && has_type) || cJSON_IsNull(item))
+            continue;
+        if (is_yarn)
+            return td_fail(err, TD_CONFIG, "%s without a type", item->string);
+        return td_fail(err, TD_UNSUPPORTED, "unknown key '%.64s'", item->string);
+    }
+    return TD_OK;
+}
+
+/* rope_scaling, or the newer rope_parameters. */
+static td_status read_rope_object(const cJSON *o, td_rope_config *r, td_err *err)
+{
+    const cJSON *type = get(o, "rope_type"), *old = get(o, "type");
+    td_status st;
+    if (!cJSON_IsObject(o))
+        return td_fail(err, TD_CONFIG, "not an object");
+    if (type != NULL && old != NULL && !cJSON_Compare(type, old, 1))
+        return td_fail(err, TD_CONFIG, "type and rope_type differ");
+    if (type == NULL)
+        type = old;
+    if ((st = check_rope_keys(o, type != NULL, err)) < 0 ||
+        (st = read_theta(o, &r->theta, err)) < 0)
+        return st;
+    if (type == NULL || is_text(type, "default"))
+        return TD_OK;
+    if (!is_text(type, "yarn"))
+        return td_fail(err, TD_UNSUPPORTED, "type '%.32s': only yarn and default",
+                       cJSON_IsString(type) ? type->valuestring : "?");
+    return read_yarn(o, r, err);
+}
+
 static int same_rope(const td_rope_config *a, const td_rope_config *b)
 {
-    return a->yarn == b->yarn && a->theta == b->theta && a->factor == b->factor &&
-           a->beta_fast == b->beta_fast && a->beta_slow == b->beta_slow &&
-           a->mscale_all_dim == b->mscale_all_dim &&
+    return a->yarn == b->yarn && a->factor == b->factor && a->beta_fast == b->beta_fast &&
+           a->beta_slow == b->beta_slow && a->mscale_all_dim == b->mscale_all_dim &&
            a->original_max_positions == b->original_max_positions;
 }
 
 static td_status read_rope(const cJSON *root, td_rope_config *r, td_err *err)
 {
-    const cJSON *theta = get(root, "rope_theta"), *scaling = get(root, "rope_scaling"),
-                *parameters = get(root, "rope_parameters");
-    td_status st;
-    if (theta != NULL && (st = read_real(theta, "rope_theta", 1.000001, 1e12, &r->theta, err)) < 0)
+    static const char *const names[] = {"rope_scaling", "rope_parameters"};
+    td_rope_config first = *r;
+    int n = 0;
+    td_status st = read_theta(root, &r->theta, err);
+    if (st < 0)
         return st;
-    td_rope_config other = *r;
-    if (scaling != NULL && (st = read_rope_object(scaling, "rope_scaling", r, err)) < 0)
-        return st;
-    if (parameters != NULL) {
-        if ((st = read_rope_object(parameters, "rope_parameters", &other, err)) < 0)
-            return st;
-        if (scaling != NULL && !same_rope(r, &other))
+    for (size_t i = 0; i < sizeof(names) / sizeof(*names); i++) {
+        const cJSON *o = get(root, names[i]);
+        td_rope_config c = {.theta = r->theta, .indexer_interleaved = r->indexer_interleaved};
+        if (o == NULL)
+            continue;
+        if (read_rope_object(o, &c, err) < 0)
+            return td_fail_prefix(err, "%s", names[i]);
+        if (n++ > 0 && !same_rope(&first, &c))
             return td_fail(err, TD_CONFIG, "rope_scaling and rope_parameters differ");
-        *r = other;
+        *r = first = c;
     }
     return r->theta > 0 ? TD_OK : td_fail(err, TD_CONFIG, "rope_theta: missing");
 }
@@ -306,6 +357,10 @@ static td_status read_layer_kinds(const cJSON *root, td_model_config *c, td_err 
                 *item;
     int32_t n_dense = 0, n = 0;
     td_status st;
+    if (c->n_draft_layers > 1)
+        return td_fail(err, TD_UNSUPPORTED,
+                       "num_nextn_predict_layers %d: at most one draft layer is supported",
+                       c->n_draft_layers);
     if (types == NULL) {
         st = read_int(dense, "first_k_dense_replace", 0, c->n_layers, &n_dense, err);
         if (st < 0)
@@ -324,26 +379,6 @@ static td_status read_layer_kinds(const cJSON *root, td_model_config *c, td_err 
     }
     for (int32_t i = 0; i < c->n_draft_layers; i++)
         c->layer_is_moe[c->n_layers + i] = 1;
-    return TD_OK;
-}
-
-/* One id or an array of them; those that stand there already are not repeated. */
-static td_status read_eos(const cJSON *item, td_model_config *c, td_err *err)
-{
-    const cJSON *one = cJSON_IsArray(item) ? item->child : item;
-    for (; one != NULL; one = cJSON_IsArray(item) ? one->next : NULL) {
-        int32_t id = 0, known = 0;
-        td_status st = read_int(one, "eos_token_id", 0, c->vocab_size - 1, &id, err);
-        if (st < 0)
-            return st;
-        for (int32_t i = 0; i < c->n_eos; i++)
-            known |= c->eos_ids[i] == id;
-        if (known)
-            continue;
-        if (c->n_eos == TD_MODEL_MAX_EOS)
-            return td_fail(err, TD_UNSUPPORTED, "eos_token_id: more than %d ids", TD_MODEL_MAX_EOS);
-        c->eos_ids[c->n_eos++] = id;
-    }
     return TD_OK;
 }
 
@@ -375,9 +410,6 @@ static td_status check_shapes(const cJSON *root, const td_model_config *c, td_er
     if (c->hidden_size % 8 != 0 || c->moe_intermediate_size % 8 != 0 ||
         c->intermediate_size % 8 != 0)
         return td_fail(err, TD_UNSUPPORTED, "hidden and intermediate sizes must be multiples of 8");
-    if (c->bos_id >= c->vocab_size)
-        return td_fail(err, TD_CONFIG, "bos_token_id %d: the vocabulary has %d tokens", c->bos_id,
-                       c->vocab_size);
     return TD_OK;
 }
 
@@ -405,8 +437,6 @@ td_status td_model_config_parse(const char *json, size_t n_bytes, td_model_confi
         st = read_quantisation(root, &c, err);
     if (st == TD_OK)
         st = read_layer_kinds(root, &c, err);
-    if (st == TD_OK && get(root, "eos_token_id") != NULL)
-        st = read_eos(get(root, "eos_token_id"), &c, err);
     if (st == TD_OK)
         st = check_shapes(root, &c, err);
     cJSON_Delete(root);
@@ -415,46 +445,19 @@ td_status td_model_config_parse(const char *json, size_t n_bytes, td_model_confi
     return st;
 }
 
-static td_status load_generation(const char *dir, td_model_config *c, td_err *err)
-{
-    char path[4096], *text = NULL;
-    size_t n_bytes = 0;
-    td_err why = {0};
-    if ((size_t)snprintf(path, sizeof(path), "%s/generation_config.json", dir) >= sizeof(path))
-        return td_fail(err, TD_CONFIG, "path of %zu bytes", strlen(dir));
-    td_status st = td_read_file(path, TD_MODEL_CONFIG_MAX_BYTES, &text, &n_bytes, err);
-    if (st == TD_NOT_FOUND)
-        return TD_OK;
-    if (st < 0)
-        return st;
-    cJSON *root = cJSON_ParseWithLengthOpts(text, n_bytes + 1, NULL, 1);
-    if (!cJSON_IsObject(root))
-        st = td_fail(&why, TD_CONFIG, "not a JSON object");
-    else if (get(root, "eos_token_id") != NULL)
-        st = read_eos(get(root, "eos_token_id"), c, &why);
-    cJSON_Delete(root);
-    free(text);
-    return st == TD_OK ? TD_OK : td_fail(err, st, "%s: %s", path, why.text);
-}
-
 td_status td_model_config_load(const char *dir, td_model_config *out, td_err *err)
 {
     char path[4096], *text = NULL;
     size_t n_bytes = 0;
     td_err why = {0};
-    td_model_config c = {0};
     if ((size_t)snprintf(path, sizeof(path), "%s/config.json", dir) >= sizeof(path))
         return td_fail(err, TD_CONFIG, "path of %zu bytes", strlen(dir));
     td_status st = td_read_file(path, TD_MODEL_CONFIG_MAX_BYTES, &text, &n_bytes, err);
     if (st < 0)
         return st;
-    st = td_model_config_parse(text, n_bytes, &c, &why);
+    st = td_model_config_parse(text, n_bytes, out, &why);
     free(text);
-    if (st < 0)
-        return td_fail(err, st, "%s: %s", path, why.text);
-    if ((st = load_generation(dir, &c, err)) == TD_OK)
-        *out = c;
-    return st;
+    return st == TD_OK ? TD_OK : td_fail(err, st, "%s: %s", path, why.text);
 }
 
 td_status td_model_kv_layout(const td_model_config *config, int precise, td_kv_dtype dtype,

@@ -1,6 +1,7 @@
 /* config.h - a checkpoint's config.json (model-spec A.1), read once and checked: whatever this
  * program cannot compute faithfully is refused with the key's name, what was found and what would
- * do. Nothing is hard-coded: heads, experts, groups, ranks and top-k come from the file. */
+ * do. Nothing is hard-coded: heads, experts, groups, ranks and top-k come from the file. Which
+ * tokens begin and end a text is not the forward pass's business: those ids are the router's. */
 #ifndef TD_MODEL_CONFIG_H
 #define TD_MODEL_CONFIG_H
 #include "common/base/status.h"
@@ -10,7 +11,6 @@
 #include <stdint.h>
 
 #define TD_MODEL_MAX_LAYERS 255 /* the draft layer counted */
-#define TD_MODEL_MAX_EOS 8
 #define TD_MODEL_CONFIG_MAX_BYTES (16u << 20)
 
 typedef struct {
@@ -33,11 +33,8 @@ typedef struct {
     int tie_embeddings; /* lm_head is the embedding table */
     double routed_scaling_factor, rms_norm_eps;
     td_rope_config rope;
-    int fp8;        /* quantization_config: e4m3 weights with 128x128 block scales */
-    int ue8m0;      /* scale_fmt "ue8m0": activation scales are powers of two */
-    int32_t bos_id; /* -1: none */
-    int32_t eos_ids[TD_MODEL_MAX_EOS]; /* [n_eos] */
-    int32_t n_eos;                     /* config.json's, then generation_config.json's */
+    int fp8;   /* quantization_config: e4m3 weights with 128x128 block scales */
+    int ue8m0; /* scale_fmt "ue8m0": activation scales are powers of two */
     unsigned char layer_is_moe[TD_MODEL_MAX_LAYERS]; /* [n_layers + n_draft_layers] */
 } td_model_config;
 
@@ -45,7 +42,7 @@ typedef struct {
  * of bounds or in contradiction with another. TD_UNSUPPORTED: well-formed, but another model. */
 td_status td_model_config_parse(const char *json, size_t n_bytes, td_model_config *out,
                                 td_err *err);
-/* dir/config.json, and the end-of-sequence ids of dir/generation_config.json if that exists. */
+/* dir/config.json. */
 td_status td_model_config_load(const char *dir, td_model_config *out, td_err *err);
 
 /* The cache's layout for this model. Precise mode takes an f32 cache only, quantised mode fp8 or

@@ -159,11 +159,6 @@ void td_decode_destroy(td_decode *decode)
     free(decode);
 }
 
-uint64_t td_decode_device_bytes(const td_decode *decode)
-{
-    return decode->f.pool.n_bytes;
-}
-
 uint32_t td_decode_active(const td_decode *decode)
 {
     uint32_t n = 0;

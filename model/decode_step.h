@@ -51,5 +51,4 @@ td_status td_decode_run(td_decode *decode, td_decode_result *results, uint32_t *
 /* For tests: logits [n_drafted + 1, V] of the slot's rows in the last step. */
 td_status td_decode_read_logits(td_decode *decode, uint32_t slot, float *logits, td_err *err);
 uint32_t td_decode_active(const td_decode *decode); /* sequences that are not done */
-uint64_t td_decode_device_bytes(const td_decode *decode);
 #endif

@@ -28,7 +28,6 @@ void *td_device_pool_alloc(td_device_pool *pool, size_t n_bytes, td_err *err)
     if (pool->st < 0)
         return NULL;
     pool->ptrs[pool->n++] = ptr;
-    pool->n_bytes += n_bytes;
     return ptr;
 }
 
@@ -137,6 +136,15 @@ static int32_t groups(int32_t width)
     return td_ceil_div(width, TD_QUANT_GROUP);
 }
 
+static int has_f32_weights(const td_weights *w)
+{
+    int any = w->head.dtype == TD_F32;
+    for (int32_t i = 0; i < w->n_layers + w->has_draft; i++)
+        any |= w->layers[i].index_w.dtype == TD_F32 ||
+               (w->layers[i].is_moe && w->layers[i].gate.dtype == TD_F32);
+    return any;
+}
+
 static void alloc_rows(td_forward *f, const taker *t)
 {
     const td_model_config *c = &f->w->config;
@@ -145,6 +153,8 @@ static void alloc_rows(td_forward *f, const taker *t)
     f->x = take(t, n, d, a);
     f->res = take(t, n, d, a);
     f->h = take(t, n, d, a);
+    if (f->act == TD_BF16 && has_f32_weights(f->w))
+        f->wide = take(t, n, d, sizeof(float));
     if (c->fp8 && !f->w->precise) {
         f->xq = take(t, n, d, 1);
         f->xs = take(t, n, groups(d), sizeof(float));
@@ -289,6 +299,11 @@ td_status td_forward_linear(td_forward *f, const td_linear *l, td_operand in, td
                             void *y, int accumulate)
 {
     int e4m3 = l->dtype == TD_E4M3;
+    if (l->dtype == TD_F32 && f->act == TD_BF16) {
+        td_assert(l->K == f->w->config.hidden_size && in.m <= f->max_rows);
+        TD_OP(f, widen, .x = in.x, .y = f->wide, .T = in.m, .D = l->K);
+        in.x = f->wide;
+    }
     TD_OP(f, gemm, .x = e4m3 ? (const void *)in.xq : in.x, .xs = e4m3 ? in.xs : NULL, .w = l->w,
           .ws = l->ws, .y = y, .M = in.m, .N = l->N, .K = l->K, .x_stride = l->K, .y_stride = l->N,
           .dtype = l->dtype, .y_dtype = y_dtype, .accumulate = accumulate);

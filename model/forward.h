@@ -24,7 +24,6 @@ typedef struct {
     td_device *device;
     void **ptrs; /* [n] */
     uint32_t n, room;
-    uint64_t n_bytes;
     td_status st; /* the first failure; later calls do nothing */
 } td_device_pool;
 
@@ -58,6 +57,7 @@ typedef struct {
     float *xs;                  /* [n, ceil(D/128)] */
     void *res;                  /* [n, D] act: residual stream */
     void *h;                    /* [n, D] act: a sublayer's output */
+    float *wide;                /* [n, D] a copy of x for f32 weights; quantised mode only */
     void *latent;               /* [n, C + R] act */
     void *key;                  /* [n, index_dim] act */
     void *latent_all, *key_all; /* [P * n, ..]; the same as above when P is 1 */
@@ -116,8 +116,8 @@ td_status td_forward_failed(td_forward *f, const char *op, td_status st);
             return st_;                                                                            \
     } while (0)
 
-/* y = x w^T for m rows. x in the activations' type with its quantised form beside it (whichever the
- * weight takes is used); rows are contiguous. */
+/* y = x w^T for m rows. x in the activations' type with its quantised form beside it; whichever the
+ * weight takes is used (for an f32 weight in quantised mode, K is D). Rows are contiguous. */
 typedef struct {
     const void *x;
     const uint8_t *xq;

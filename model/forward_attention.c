@@ -36,8 +36,8 @@ td_status td_forward_kv(td_forward *f, int32_t layer, const td_rows *rows)
           .heads = 1, .R = rope, .max_pos = (int)f->max_context, .row_stride = c->index_dim,
           .head_stride = c->index_dim, .interleaved = c->rope.indexer_interleaved, .act = f->act);
     if (f->n_ranks > 1) {
-        size_t n_latent = (size_t)(n * latent) * f->act_bytes;
-        size_t n_key = (size_t)(n * c->index_dim) * f->act_bytes;
+        size_t n_latent = (size_t)n * (size_t)latent * f->act_bytes;
+        size_t n_key = (size_t)n * (size_t)c->index_dim * f->act_bytes;
         td_status st = td_comm_all_gather(f->comm, f->latent, n_latent, f->latent_all, f->stream);
         if (st == TD_OK)
             st = td_comm_all_gather(f->comm, f->key, n_key, f->key_all, f->stream);

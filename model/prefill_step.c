@@ -121,11 +121,6 @@ void td_prefill_destroy(td_prefill *prefill)
     free(prefill);
 }
 
-uint64_t td_prefill_device_bytes(const td_prefill *prefill)
-{
-    return prefill->f.pool.n_bytes;
-}
-
 static td_status check_seq(const td_prefill *p, const td_prefill_seq *s, uint32_t i, td_err *err)
 {
     int32_t vocab = p->f.w->config.vocab_size;

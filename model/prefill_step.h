@@ -54,5 +54,4 @@ void td_prefill_destroy(td_prefill *prefill); /* NULL is fine */
  * above say; nothing was done. */
 td_status td_prefill_run(td_prefill *prefill, const td_prefill_batch *batch, int32_t *first_tokens,
                          td_err *err);
-uint64_t td_prefill_device_bytes(const td_prefill *prefill); /* workspace, weights not counted */
 #endif

@@ -1,7 +1,5 @@
 #include "model/rank.h"
 
-#include <sched.h>
-#include <stdio.h>
 #include <string.h>
 
 td_kv_dtype td_rank_kv_dtype(td_rank_kv knob, int precise)
@@ -53,19 +51,10 @@ td_engine_config td_rank_engine(const td_rank *rank, const td_kv_layout *layout,
     };
 }
 
-int td_rank_has_draft(const td_checkpoint *ckpt, const td_model_config *config)
-{
-    char prefix[40];
-    snprintf(prefix, sizeof(prefix), "model.layers.%d.", config->n_layers);
-    return config->n_draft_layers > 0 && td_checkpoint_has_prefix(ckpt, prefix);
-}
-
 uint32_t td_rank_threads(uint32_t n_threads, uint32_t n_ranks)
 {
     td_assert(n_ranks > 0);
-    if (n_threads == 0) {
-        cpu_set_t set;
-        n_threads = sched_getaffinity(0, sizeof(set), &set) == 0 ? (uint32_t)CPU_COUNT(&set) : 1;
-    }
+    if (n_threads == 0)
+        n_threads = td_device_cpus();
     return n_threads > n_ranks ? n_threads / n_ranks : 1;
 }

@@ -32,8 +32,6 @@ void td_rank_close(td_rank *rank); /* zeroed is fine */
 /* The engine's view of it; comm NULL for a single rank. Fields that are the caller's choice stay 0.
  */
 td_engine_config td_rank_engine(const td_rank *rank, const td_kv_layout *layout, td_comm *comm);
-/* config.json names a draft layer and the checkpoint has its tensors. */
-int td_rank_has_draft(const td_checkpoint *ckpt, const td_model_config *config);
 /* Threads of each of n ranks when n_threads (0: all CPUs of this process) serve all of them; at
  * least 1. */
 uint32_t td_rank_threads(uint32_t n_threads, uint32_t n_ranks);

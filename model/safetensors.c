@@ -204,6 +204,18 @@ static td_status read_header(td_safetensors *file, const cJSON *root, td_err *er
     return check_names(file, err);
 }
 
+/* A NUL, as it is or escaped, would end a name early: two different names would read alike. */
+static td_status check_nul(const char *header, size_t n, td_err *err)
+{
+    size_t i = 0;
+    while (i < n && header[i] != '\0') {
+        if (header[i] == '\\' && n - i >= 6 && memcmp(header + i + 1, "u0000", 5) == 0)
+            break;
+        i += header[i] == '\\' ? 2 : 1;
+    }
+    return i >= n ? TD_OK : td_fail(err, TD_DATA_LOSS, "NUL in the header, at byte %zu", i);
+}
+
 static td_status read_file(td_safetensors *file, const unsigned char *bytes, size_t n_bytes,
                            td_err *err)
 {
@@ -220,15 +232,17 @@ static td_status read_file(td_safetensors *file, const unsigned char *bytes, siz
                        "truncated: header of %" PRIu64 " bytes in a file of %zu bytes",
                        header_bytes, n_bytes);
     const char *header = (const char *)bytes + 8, *end = NULL;
+    td_status st = check_nul(header, (size_t)header_bytes, err);
+    if (st < 0)
+        return st;
     cJSON *root = cJSON_ParseWithLengthOpts(header, (size_t)header_bytes, &end, 0);
     if (root == NULL)
         return td_fail(err, TD_DATA_LOSS, "the header is not JSON (near byte %zu)",
                        end == NULL ? (size_t)0 : (size_t)(end - header));
     file->data = bytes + 8 + header_bytes;
     file->data_bytes = n_bytes - 8 - header_bytes;
-    td_status st = TD_OK;
     while (end < header + header_bytes && st == TD_OK)
-        if (strchr(" \t\r\n", *end++) == NULL || end[-1] == '\0')
+        if (strchr(" \t\r\n", *end++) == NULL)
             st = td_fail(err, TD_DATA_LOSS, "bytes behind the header's JSON object");
     if (st == TD_OK)
         st = read_header(file, root, err);

@@ -39,9 +39,9 @@ static void read_mlp(td_weights_reader *r, const char *prefix, int32_t width, td
     }
     cut_width(r, width, dtype, &lo, &hi);
     td_cut rows = {lo, hi, 0, d}, cols = {0, d, lo, hi};
-    out->gate = td_read_linear(r, &gate, &rows);
-    out->up = td_read_linear(r, &up, &rows);
-    out->down = td_read_linear(r, &down, &cols);
+    out->gate = td_read_linear(r, &gate, &rows, dtype);
+    out->up = td_read_linear(r, &up, &rows, dtype);
+    out->down = td_read_linear(r, &down, &cols, dtype);
 }
 
 /* One matrix of one expert to its place in the rank's array of experts. */
@@ -76,36 +76,43 @@ static void alloc_experts(td_weights_reader *r, td_expert_weights *out)
     out->down_s = td_read_alloc(r, blocks * sizeof(float));
 }
 
+/* Looks up expert e's matrices and says what the operations get them as. */
+static td_dtype find_expert(td_weights_reader *r, const char *layer, int32_t e, td_matrix *gate,
+                            td_matrix *up, td_matrix *down)
+{
+    int32_t d = r->config->hidden_size, width = r->config->moe_intermediate_size;
+    char prefix[TD_ST_MAX_NAME_BYTES];
+    snprintf(prefix, sizeof(prefix), "%smlp.experts.%d.", layer, e);
+    *gate = td_read_matrix(r, prefix, "gate_proj.weight", width, d);
+    *up = td_read_matrix(r, prefix, "up_proj.weight", width, d);
+    *down = td_read_matrix(r, prefix, "down_proj.weight", d, width);
+    td_dtype dtype = td_read_dtype(r, gate);
+    if (r->st == TD_OK && (td_read_dtype(r, up) != dtype || td_read_dtype(r, down) != dtype))
+        r->st = td_fail(r->err, TD_UNSUPPORTED, "%sgate, up and down differ in dtype", prefix);
+    return dtype;
+}
+
+/* The rows that travel to experts have the experts' dtype: every rank takes it from expert 0,
+ * whether it owns that one, others or none. */
 static void read_experts(td_weights_reader *r, const char *layer, td_expert_weights *out)
 {
     const td_model_config *c = r->config;
-    int32_t lo = 0, hi = 0, d = c->hidden_size, width = c->moe_intermediate_size;
+    int32_t lo, hi, d = c->hidden_size;
+    td_matrix gate, up, down;
     out->expert_hi = c->n_experts;
     if (r->options->moe == TD_MOE_EP)
         td_cut_experts(c->n_experts, r->options->n_ranks, r->options->rank, &out->expert_lo,
                        &out->expert_hi);
+    out->dtype = find_expert(r, layer, 0, &gate, &up, &down);
+    cut_width(r, c->moe_intermediate_size, out->dtype, &lo, &hi);
+    out->I = hi - lo;
+    alloc_experts(r, out);
+    td_cut rows = {lo, hi, 0, d}, cols = {0, d, lo, hi};
     for (int32_t e = out->expert_lo; e < out->expert_hi && r->st == TD_OK; e++) {
-        char prefix[TD_ST_MAX_NAME_BYTES];
-        snprintf(prefix, sizeof(prefix), "%smlp.experts.%d.", layer, e);
-        td_matrix gate = td_read_matrix(r, prefix, "gate_proj.weight", width, d);
-        td_matrix up = td_read_matrix(r, prefix, "up_proj.weight", width, d);
-        td_matrix down = td_read_matrix(r, prefix, "down_proj.weight", d, width);
-        if (r->st < 0)
-            return;
-        td_dtype dtype = td_read_dtype(r, &gate);
-        if (e == out->expert_lo) {
-            out->dtype = dtype;
-            cut_width(r, width, dtype, &lo, &hi);
-            out->I = hi - lo;
-            alloc_experts(r, out);
-        }
-        if (dtype != out->dtype || td_read_dtype(r, &up) != dtype ||
-            td_read_dtype(r, &down) != dtype) {
-            r->st =
-                td_fail(r->err, TD_UNSUPPORTED, "%s: experts of one layer differ in dtype", prefix);
-            return;
-        }
-        td_cut rows = {lo, hi, 0, d}, cols = {0, d, lo, hi};
+        td_dtype dtype = find_expert(r, layer, e, &gate, &up, &down);
+        if (r->st == TD_OK && dtype != out->dtype)
+            r->st = td_fail(r->err, TD_UNSUPPORTED,
+                            "%smlp.experts: expert %d has another dtype than expert 0", layer, e);
         read_expert(r, &gate, &rows, e - out->expert_lo, out->gate, out->gate_s);
         read_expert(r, &up, &rows, e - out->expert_lo, out->up, out->up_s);
         read_expert(r, &down, &cols, e - out->expert_lo, out->down, out->down_s);
@@ -178,11 +185,9 @@ static void read_attention(td_weights_reader *r, const char *layer, td_layer_wei
     out->index_q =
         td_read_whole(r, p, "indexer.wq_b.weight", c->index_n_heads * c->index_dim, c->q_lora_rank);
     out->index_k = td_read_whole(r, p, "indexer.wk.weight", c->index_dim, d);
-    out->index_w = td_read_whole(r, p, "indexer.weights_proj.weight", c->index_n_heads, d);
+    out->index_w = td_read_wide(r, p, "indexer.weights_proj.weight", c->index_n_heads, d);
     out->index_k_norm_w = td_read_vector(r, p, "indexer.k_norm.weight", c->index_dim);
     out->index_k_norm_b = td_read_vector(r, p, "indexer.k_norm.bias", c->index_dim);
-    if (r->st == TD_OK && out->index_w.dtype == TD_E4M3)
-        r->st = td_fail(r->err, TD_UNSUPPORTED, "tensor %sindexer.weights_proj.weight is e4m3", p);
     read_absorbed(r, layer, out);
 }
 
@@ -198,10 +203,8 @@ static void read_layer(td_weights_reader *r, int32_t index, td_layer_weights *ou
         read_mlp(r, mlp, c->intermediate_size, &out->mlp);
         return;
     }
-    out->gate = td_read_whole(r, mlp, "gate.weight", c->n_experts, c->hidden_size);
+    out->gate = td_read_wide(r, mlp, "gate.weight", c->n_experts, c->hidden_size);
     out->gate_bias = td_read_vector(r, mlp, "gate.e_score_correction_bias", c->n_experts);
-    if (r->st == TD_OK && out->gate.dtype == TD_E4M3)
-        r->st = td_fail(r->err, TD_UNSUPPORTED, "tensor %sgate.weight is e4m3", mlp);
     read_experts(r, layer, &out->experts);
     snprintf(mlp, sizeof(mlp), "%smlp.shared_experts.", layer);
     if (c->n_shared_experts > 0)
@@ -234,16 +237,7 @@ static void read_ends(td_weights_reader *r)
     if (c->tie_embeddings)
         w->head = (td_linear){w->embed, NULL, c->vocab_size, c->hidden_size, w->act};
     else
-        w->head = td_read_whole(r, "", "lm_head.weight", c->vocab_size, c->hidden_size);
-    if (r->st == TD_OK && w->head.dtype == TD_E4M3)
-        r->st = td_fail(r->err, TD_UNSUPPORTED, "tensor lm_head.weight is e4m3");
-}
-
-static int checkpoint_has_draft(const td_checkpoint *ckpt, const td_model_config *config)
-{
-    char layer[64];
-    snprintf(layer, sizeof(layer), "model.layers.%d.", config->n_layers);
-    return config->n_draft_layers > 0 && td_checkpoint_has_prefix(ckpt, layer);
+        w->head = td_read_wide(r, "", "lm_head.weight", c->vocab_size, c->hidden_size);
 }
 
 td_status td_weights_load(const td_checkpoint *ckpt, const td_model_config *config,
@@ -268,7 +262,7 @@ td_status td_weights_load(const td_checkpoint *ckpt, const td_model_config *conf
     w->n_ranks = options->n_ranks;
     w->device = device;
     w->n_layers = config->n_layers;
-    w->has_draft = !options->without_draft && checkpoint_has_draft(ckpt, config);
+    w->has_draft = td_weights_has_draft(ckpt, config);
     w->layers = calloc((size_t)(w->n_layers + 1), sizeof(*w->layers));
     if (w->layers == NULL) {
         r.st = td_fail(err, TD_NOMEM, "weights: no memory for %d layers", w->n_layers);
@@ -302,4 +296,11 @@ void td_weights_destroy(td_weights *weights)
     free(weights->allocations);
     free(weights->layers);
     free(weights);
+}
+
+int td_weights_has_draft(const td_checkpoint *ckpt, const td_model_config *config)
+{
+    char layer[64];
+    snprintf(layer, sizeof(layer), "model.layers.%d.", config->n_layers);
+    return config->n_draft_layers > 0 && td_checkpoint_has_prefix(ckpt, layer);
 }

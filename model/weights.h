@@ -1,8 +1,10 @@
 /* weights.h - one rank's share of a checkpoint in device memory, in the form that the operations
  * take (model-spec A.2; design.md, context parallelism).
  *   quantised mode: e4m3 weights with their scales as stored, bf16 weights as stored, kv_b_proj
- *   dequantised to bf16 for the absorbed form.    precise mode: everything f32.
- * Attention, indexer, gate, embedding and head are whole on every rank. */
+ *   dequantised to bf16 for the absorbed form; what is used as f32 (gate, the indexer's
+ *   weights_proj, head; model-spec A.10) may be stored as f32, any other f32 matrix is taken only
+ * if bf16 holds it exactly.    precise mode: everything f32. Attention, indexer, gate, embedding
+ * and head are whole on every rank. */
 #ifndef TD_MODEL_WEIGHTS_H
 #define TD_MODEL_WEIGHTS_H
 #include "common/device/device.h"
@@ -41,7 +43,7 @@ typedef struct {
     float *index_k_norm_w, *index_k_norm_b;
     int is_moe;
     td_mlp_weights mlp; /* dense layer, or the shared expert(s) of a MoE layer (N 0: none) */
-    td_linear gate;     /* MoE: [E, D] bf16 or f32 */
+    td_linear gate;     /* MoE: [E, D] as stored, bf16 or f32 */
     float *gate_bias;   /* MoE: [E] */
     td_expert_weights experts;
     /* The draft layer only (model-spec A.12): */
@@ -71,16 +73,16 @@ typedef struct {
     int precise;
     td_moe_mode moe;
     int32_t rank, n_ranks;
-    int without_draft; /* leave the draft layer out even if it is there */
-    int check_finite;  /* refuse weights with NaN or infinity; reads everything once more */
 } td_weights_options;
 
 /* TD_CONFIG: a tensor is missing or has another shape or dtype than config.json asks for (names it,
- * with what was found and expected); TD_DATA_LOSS: not finite; TD_NOMEM. The draft layer is left
- * out when config.json names one and the checkpoint has no tensor of it. The checkpoint may be
- * closed afterwards; the device must outlive the weights. */
+ * with what was found and expected); TD_UNSUPPORTED: a dtype that no operation takes there;
+ * TD_NOMEM. The draft layer is left out when config.json names one and the checkpoint has no tensor
+ * of it. The checkpoint may be closed afterwards; the device must outlive the weights. */
 td_status td_weights_load(const td_checkpoint *ckpt, const td_model_config *config,
                           const td_weights_options *options, td_device *device, td_weights **out,
                           td_err *err);
 void td_weights_destroy(td_weights *weights); /* NULL and half-loaded are fine */
+/* config.json names a draft layer and the checkpoint has its tensors. */
+int td_weights_has_draft(const td_checkpoint *ckpt, const td_model_config *config);
 #endif

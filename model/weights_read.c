@@ -31,22 +31,6 @@ void *td_read_alloc(td_weights_reader *r, size_t n_bytes)
     return ptr;
 }
 
-static size_t first_not_finite(const td_tensor *t)
-{
-    size_t size = td_st_dtype_bytes(t->dtype), n = t->n_bytes / size;
-    for (size_t i = 0; i < n; i++) {
-        uint32_t u = 0;
-        memcpy(&u, t->data + i * size, size < 4 ? size : 4);
-        int bad = t->dtype == TD_ST_F32       ? (u & 0x7f800000u) == 0x7f800000u
-                  : t->dtype == TD_ST_BF16    ? (u & 0x7f80u) == 0x7f80u
-                  : t->dtype == TD_ST_F8_E4M3 ? (u & 0x7fu) == 0x7fu
-                                              : 0;
-        if (bad)
-            return i;
-    }
-    return n;
-}
-
 /* The tensor of this name and shape (n_cols 0: a vector). */
 static const td_tensor *look_up(td_weights_reader *r, const char *name, int32_t n_rows,
                                 int32_t n_cols)
@@ -66,13 +50,6 @@ static const td_tensor *look_up(td_weights_reader *r, const char *name, int32_t 
                         td_st_shape_text(t->shape, t->n_dims, found, sizeof(found)),
                         td_st_shape_text(want, n_dims, expected, sizeof(expected)));
         return NULL;
-    }
-    if (r->options->check_finite) {
-        size_t i = first_not_finite(t);
-        if (i < t->n_bytes / td_st_dtype_bytes(t->dtype)) {
-            r->st = td_fail(r->err, TD_DATA_LOSS, "tensor %s: element %zu is not finite", name, i);
-            return NULL;
-        }
     }
     return t;
 }
@@ -251,11 +228,10 @@ float *td_read_vector(td_weights_reader *r, const char *prefix, const char *name
     return dst;
 }
 
-td_linear td_read_linear(td_weights_reader *r, const td_matrix *m, const td_cut *cut)
+td_linear td_read_linear(td_weights_reader *r, const td_matrix *m, const td_cut *cut,
+                         td_dtype dtype)
 {
-    td_linear l = {.N = cut->row_hi - cut->row_lo,
-                   .K = cut->col_hi - cut->col_lo,
-                   .dtype = td_read_dtype(r, m)};
+    td_linear l = {.N = cut->row_hi - cut->row_lo, .K = cut->col_hi - cut->col_lo, .dtype = dtype};
     size_t n = (size_t)l.N, k = (size_t)l.K;
     l.w = td_read_alloc(r, n * k * td_dtype_bytes(l.dtype));
     td_read_part(r, m, cut, l.dtype, l.w);
@@ -273,5 +249,16 @@ td_linear td_read_whole(td_weights_reader *r, const char *prefix, const char *na
 {
     td_cut all = {0, n_rows, 0, n_cols};
     td_matrix m = td_read_matrix(r, prefix, name, n_rows, n_cols);
-    return td_read_linear(r, &m, &all);
+    return td_read_linear(r, &m, &all, td_read_dtype(r, &m));
+}
+
+td_linear td_read_wide(td_weights_reader *r, const char *prefix, const char *name, int32_t n_rows,
+                       int32_t n_cols)
+{
+    td_cut all = {0, n_rows, 0, n_cols};
+    td_matrix m = td_read_matrix(r, prefix, name, n_rows, n_cols);
+    if (r->st == TD_OK && m.w->dtype == TD_ST_F8_E4M3)
+        r->st = td_fail(r->err, TD_UNSUPPORTED, "tensor %s%s is e4m3", prefix, name);
+    int wide = r->st == TD_OK && m.w->dtype == TD_ST_F32;
+    return td_read_linear(r, &m, &all, wide ? TD_F32 : td_read_dtype(r, &m));
 }

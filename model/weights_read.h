@@ -47,8 +47,12 @@ void td_read_host_f32(td_weights_reader *r, const td_matrix *m, int32_t row_lo, 
                       float *dst);
 /* "<prefix><name>": [n] f32 or bf16 -> f32 in new device memory. */
 float *td_read_vector(td_weights_reader *r, const char *prefix, const char *name, int32_t n);
-/* The cut part of a matrix as a linear of its own. */
-td_linear td_read_linear(td_weights_reader *r, const td_matrix *m, const td_cut *cut);
+/* The cut part of a matrix as a linear of its own, its weights as dtype. */
+td_linear td_read_linear(td_weights_reader *r, const td_matrix *m, const td_cut *cut,
+                         td_dtype dtype);
 td_linear td_read_whole(td_weights_reader *r, const char *prefix, const char *name, int32_t n_rows,
                         int32_t n_cols);
+/* A whole matrix that is used as f32 (model-spec A.10): bf16, or f32 if the file has it so. */
+td_linear td_read_wide(td_weights_reader *r, const char *prefix, const char *name, int32_t n_rows,
+                       int32_t n_cols);
 #endif

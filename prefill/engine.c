@@ -100,7 +100,8 @@ static void take_ready(td_prefill_engine *e, const td_rank_event *event)
         return;
     td_checkpoint_close(e->ckpt); /* the weights are in the ranks' memory */
     e->ckpt = NULL;
-    td_fingerprint_run(&e->fingerprint, &e->layout, e->conf.conf->w.precise, 0);
+    td_fingerprint_run(&e->fingerprint, &e->layout, e->conf.conf->w.precise,
+                       e->conf.conf->w.draft_prenorm);
     if (open_xfers(e, &err) != TD_OK)
         fatal(e, &err);
     else
@@ -245,7 +246,7 @@ static td_status open_model(td_prefill_engine *e, td_err *err)
         st = td_checkpoint_open(c->w.model, &e->ckpt, err);
     if (st != TD_OK)
         return st;
-    bool draft = td_rank_has_draft(e->ckpt, &e->config);
+    bool draft = td_weights_has_draft(e->ckpt, &e->config);
     st = td_model_kv_layout(&e->config, c->w.precise,
                             td_rank_kv_dtype((td_rank_kv)c->w.kv, c->w.precise), draft, &e->layout,
                             err);
@@ -301,6 +302,7 @@ static td_status start_rank(td_prefill_engine *e, uint32_t r, td_err *err)
                                    .n_pages = c->w.kv_pages};
     t->model_dir = c->w.model;
     t->split = (td_cp_split)c->split;
+    t->draft_prenorm = c->w.draft_prenorm;
     t->chunk = c->chunk;
     t->max_batch = c->max_batch;
     t->layer_group = c->layer_group;

@@ -206,6 +206,7 @@ static td_status boot(td_rank_thread *t, td_err *err)
     td_comm *comm = t->comm != NULL ? td_comm_group_rank(t->comm, t->rank) : NULL;
     td_engine_config engine = td_rank_engine(&t->self, t->options.layout, comm);
     engine.split = t->split;
+    engine.draft_prenorm = t->draft_prenorm;
     st = td_prefill_create(&engine, t->chunk, t->max_batch, &t->prefill, err);
     uint32_t n = td_step_max_pages(t->chunk, t->max_batch);
     if (st == TD_OK)

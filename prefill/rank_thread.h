@@ -19,6 +19,7 @@ typedef struct {
     td_rank_options options;
     const char *model_dir;
     td_cp_split split;
+    int draft_prenorm;
     uint32_t chunk, max_batch, layer_group;
     int64_t spin_ns;
     unsigned char *blobs; /* [.., blob_bytes] rank 0's writes go here */

@@ -1,6 +1,7 @@
 /* td_test.h - TEST(claim) over cmocka. A test program runs the one claim named by argv[1] (ctest
- * starts a process for each), or all of them when none is named. Exit 77 (td_skip) means: not
- * possible on this machine. */
+ * starts a process for each), or all of them when none is named. argv[2] is the seed of tests with
+ * random inputs (they print theirs): it repeats a failure. Exit 77 (td_skip) means: not possible on
+ * this machine. */
 #ifndef TD_TESTS_TD_TEST_H
 #define TD_TESTS_TD_TEST_H
 #include <setjmp.h>
@@ -24,6 +25,7 @@
 
 extern struct CMUnitTest td_tests[TD_TEST_MAX];
 extern int td_n_tests;
+extern const char *td_test_seed; /* NULL: none was given */
 
 #define TEST(claim)                                                                                \
     static void test_##claim(void **state);                                                        \
@@ -43,9 +45,11 @@ extern int td_n_tests;
 #define TD_TEST_MAIN                                                                               \
     struct CMUnitTest td_tests[TD_TEST_MAX];                                                       \
     int td_n_tests;                                                                                \
+    const char *td_test_seed;                                                                      \
     int main(int argc, char **argv)                                                                \
     {                                                                                              \
         int n = 0;                                                                                 \
+        td_test_seed = argc > 2 ? argv[2] : NULL;                                                  \
         for (int i = 0; i < td_n_tests; i++)                                                       \
             if (argc < 2 || strcmp(argv[1], td_tests[i].name) == 0)                                \
                 td_tests[n++] = td_tests[i];                                                       \

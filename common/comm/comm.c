@@ -213,27 +213,6 @@ td_status td_comm_reduce_scatter_f32(td_comm *comm, const float *send, size_t n,
     return meet(comm->group);
 }
 
-td_status td_comm_all_reduce_f32(td_comm *comm, float *data, size_t n, td_stream *stream)
-{
-    const td_comm_group *group = comm->group;
-    td_status st = begin(comm, data, NULL, n, stream);
-    if (st < 0)
-        return st;
-    /* Each rank sums one slice, which nobody else reads until the next meeting, in place; then all
-     * copy all slices. */
-    size_t lo = n * comm->rank / group->n_ranks, hi = n * (comm->rank + 1) / group->n_ranks;
-    sum_ranks(group, lo, hi - lo, data + lo);
-    if ((st = meet(comm->group)) < 0)
-        return st;
-    for (uint32_t r = 0; r < group->n_ranks; r++) {
-        size_t from = n * r / group->n_ranks, to = n * (r + 1) / group->n_ranks;
-        if (r != comm->rank && to > from)
-            memcpy(data + from, (const float *)group->ranks[r].send + from,
-                   (to - from) * sizeof(*data));
-    }
-    return meet(comm->group);
-}
-
 td_status td_comm_all_to_all_rows(td_comm *comm, const void *send, const int32_t *send_counts,
                                   uint32_t cap_rows, size_t row_bytes, void *recv,
                                   int32_t *recv_counts, td_stream *stream)

@@ -32,8 +32,6 @@ td_status td_comm_all_gather(td_comm *comm, const void *send, size_t n_bytes, vo
  * n], recv [n]. */
 td_status td_comm_reduce_scatter_f32(td_comm *comm, const float *send, size_t n, float *recv,
                                      td_stream *stream);
-/* data[i] = sum over ranks, in rank order; the same bits on every rank. f32, in place, [n]. */
-td_status td_comm_all_reduce_f32(td_comm *comm, float *data, size_t n, td_stream *stream);
 /* Block (me -> r) of send goes to block (me) of rank r's recv. send, recv: [n_ranks, cap_rows,
  * row_bytes]; of block r only the first send_counts[r] rows are moved (counts: [n_ranks] i32 in
  * device memory). recv_counts [n_ranks] is written. Rows past the counts are left as they are. */

@@ -15,7 +15,7 @@ struct td_device {
     char name[64];
 };
 
-static uint32_t cpus_of_this_process(void)
+uint32_t td_device_cpus(void)
 {
     cpu_set_t set;
     if (sched_getaffinity(0, sizeof(set), &set) != 0)
@@ -30,7 +30,7 @@ td_status td_device_open_cpu(uint32_t n_threads, uint32_t spin_us, td_device **o
     if (n_threads > MAX_THREADS)
         return td_fail(err, TD_INVALID, "device: %u threads, at most %u", n_threads, MAX_THREADS);
     if (n_threads == 0)
-        n_threads = cpus_of_this_process();
+        n_threads = td_device_cpus();
     td_device *device = calloc(1, sizeof(*device));
     if (device == NULL)
         return td_fail(err, TD_NOMEM, "device: no memory");

@@ -13,8 +13,9 @@
 typedef struct td_device td_device;
 typedef struct td_stream td_stream;
 
-/* n_threads: how many threads work on an operation, the calling one included; 0 takes the CPUs of
- * this process. The helpers spin for spin_us after their last work, then sleep on a futex. */
+uint32_t td_device_cpus(void); /* that this process may run on; at least 1 */
+/* n_threads: how many threads work on an operation, the calling one included; 0 takes
+ * td_device_cpus(). The helpers spin for spin_us after their last work, then sleep on a futex. */
 td_status td_device_open_cpu(uint32_t n_threads, uint32_t spin_us, td_device **out, td_err *err);
 void td_device_close(td_device *device);             /* NULL is fine */
 td_stream *td_device_stream(td_device *device);      /* lives as long as the device */

@@ -9,7 +9,7 @@
 
 typedef struct {
     char *listen, *admin, *model;
-    bool allow_plaintext, precise, allow_tcp, debug_poison;
+    bool allow_plaintext, precise, draft_prenorm, allow_tcp, debug_poison;
     int kv, transport, log_level;
     uint32_t kv_pages, threads, max_requests, spin_us;
     char *kv_listen, *net_devices, *port_range, *debug_faults;
@@ -29,6 +29,8 @@ typedef struct {
                       "compute in f32 without quantising (slow; for comparisons)"),                \
         TD_CONF_FIELD(strct, "kv", m.kv, ENUM, "auto", "auto|fp8|bf16|f32", NULL,                  \
                       "KV cache format; auto: fp8, or f32 with precise"),                          \
+        TD_CONF_FIELD(strct, "draft-prenorm", m.draft_prenorm, BOOL, "false", NULL, NULL,          \
+                      "feed the draft layer the states before the final norm, not after it"),      \
         TD_CONF_FIELD(strct, "kv-pages", m.kv_pages, U32, "1024", "4", "16777216",                 \
                       "pages of 64 tokens in the KV pool of each rank"),                           \
         TD_CONF_FIELD(strct, "threads", m.threads, U32, "0", "0", "1024",                          \

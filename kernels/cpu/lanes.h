@@ -27,11 +27,10 @@
  *   vzero vset vload vstore vloadn vstoren (n < 16 lanes, others 0 / untouched)
  *   vload_bf16 vstore_bf16 vload_e4m3 vstore_e4m3 (clamps to +-448; NaN gives 0x7f)
  *   nan_e4m3: is there a NaN among 64 codes; vload_e4m3_256th: value * 2^-8, no code a NaN
- *   vadd vsub vmul vdiv vfma(a,b,c)=a*b+c  vmax vmin (the second operand where one is NaN) vabs
+ *   vadd vsub vmul vdiv vfma(a,b,c)=a*b+c  vmax (the second operand where one is NaN) vabs
  *   vselect_lt(a,b,x,y) = a < b ? x : y    vround (to integers, nearest even)
  *   vscale2(x, n) = x * 2^n by exponent arithmetic   vround_bf16
- *   vsum (l + l+8, + l+4, + l+2, + l+1)   vhmax   vsum4(v, x, out): four sums * x, the same
- *   order
+ *   vsum (l + l+8, + l+4, + l+2, + l+1)   vhmax
  *   vdup_even vdup_odd vswap1 vswap2 vswap4 vswap8 (lane l gets l^n)   vsplit(a, b, &even, &odd)
  *   vtranspose(v[16])   btranspose(src, stride, n, dst[256]): 16 x 16 bytes, rows from n on are 0
  *   d8: 8 f64: dset, dwiden (8 f32), dload, dstore, dfma (equal bits where a and b were f32)

@@ -180,11 +180,6 @@ LANES_Y v16_avx2 vmax_avx2(v16_avx2 a, v16_avx2 b)
     return Y16(_mm256_max_ps(a.lo, b.lo), _mm256_max_ps(a.hi, b.hi));
 }
 
-LANES_Y v16_avx2 vmin_avx2(v16_avx2 a, v16_avx2 b)
-{
-    return Y16(_mm256_min_ps(a.lo, b.lo), _mm256_min_ps(a.hi, b.hi));
-}
-
 LANES_Y v16_avx2 vabs_avx2(v16_avx2 a)
 {
     __m256 sign = _mm256_set1_ps(-0.0f);
@@ -225,17 +220,6 @@ LANES_Y float vsum_avx2(v16_avx2 a)
     __m128 c = halves_avx2(a);
     c = _mm_add_ps(c, _mm_movehl_ps(c, c));
     return _mm_cvtss_f32(_mm_add_ss(c, _mm_movehdup_ps(c)));
-}
-
-LANES_Y void vsum4_avx2(const v16_avx2 *v, float scale, float *out)
-{
-    __m128 a = halves_avx2(v[0]), b = halves_avx2(v[1]);
-    __m128 c = halves_avx2(v[2]), d = halves_avx2(v[3]);
-    /* (a0 b0 a1 b1) + (a2 b2 a3 b3), the same of c and d, then the two halves of each */
-    __m128 ab = _mm_add_ps(_mm_unpacklo_ps(a, b), _mm_unpackhi_ps(a, b));
-    __m128 cd = _mm_add_ps(_mm_unpacklo_ps(c, d), _mm_unpackhi_ps(c, d));
-    __m128 s = _mm_add_ps(_mm_movelh_ps(ab, cd), _mm_movehl_ps(cd, ab));
-    _mm_storeu_ps(out, _mm_mul_ps(s, _mm_set1_ps(scale)));
 }
 
 LANES_Y float vhmax_avx2(v16_avx2 a)

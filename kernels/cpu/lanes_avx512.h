@@ -145,11 +145,6 @@ LANES_Z __m512 vmax_avx512(__m512 a, __m512 b)
     return _mm512_max_ps(a, b);
 }
 
-LANES_Z __m512 vmin_avx512(__m512 a, __m512 b)
-{
-    return _mm512_min_ps(a, b);
-}
-
 LANES_Z __m512 vabs_avx512(__m512 a)
 {
     return _mm512_abs_ps(a);
@@ -182,21 +177,6 @@ LANES_Z float vsum_avx512(__m512 a)
     __m128 c = halves_avx512(a);
     c = _mm_add_ps(c, _mm_movehl_ps(c, c));
     return _mm_cvtss_f32(_mm_add_ss(c, _mm_movehdup_ps(c)));
-}
-
-LANES_Z void vsum4_avx512(const __m512 *a, float scale, float *out)
-{
-    __m512 ab = _mm512_add_ps(_mm512_shuffle_f32x4(a[0], a[1], 0x44),
-                              _mm512_shuffle_f32x4(a[0], a[1], 0xee));
-    __m512 cd = _mm512_add_ps(_mm512_shuffle_f32x4(a[2], a[3], 0x44),
-                              _mm512_shuffle_f32x4(a[2], a[3], 0xee));
-    __m512 s =
-        _mm512_add_ps(_mm512_shuffle_f32x4(ab, cd, 0x88), _mm512_shuffle_f32x4(ab, cd, 0xdd));
-    s = _mm512_add_ps(s, _mm512_permute_ps(s, 0x0e)); /* lanes 0, 1 of each four: l + l+2 */
-    s = _mm512_add_ps(s, _mm512_permute_ps(s, 0x01)); /* lane 0 */
-    __m512i pick = _mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
-    s = _mm512_permutexvar_ps(pick, s);
-    _mm_storeu_ps(out, _mm_mul_ps(_mm512_castps512_ps128(s), _mm_set1_ps(scale)));
 }
 
 LANES_Z float vhmax_avx512(__m512 a)

@@ -165,12 +165,6 @@ LANES_C v16_portable vmax_portable(v16_portable a, v16_portable b)
     return a;
 }
 
-LANES_C v16_portable vmin_portable(v16_portable a, v16_portable b)
-{
-    EACH_FOUR a.q[j] = lanes_choose(a.q[j] < b.q[j], a.q[j], b.q[j]);
-    return a;
-}
-
 LANES_C v16_portable vabs_portable(v16_portable a)
 {
     const lanes_i4 mask = {INT32_MAX, INT32_MAX, INT32_MAX, INT32_MAX};
@@ -232,12 +226,6 @@ LANES_C float vhmax_portable(v16_portable a)
         for (int l = 0; l < half; l++)
             x.f[l] = x.f[l] > x.f[l + half] ? x.f[l] : x.f[l + half];
     return x.f[0];
-}
-
-LANES_C void vsum4_portable(const v16_portable *a, float scale, float *out)
-{
-    for (int i = 0; i < 4; i++)
-        out[i] = vsum_portable(a[i]) * scale;
 }
 
 LANES_C v16_portable vdup_even_portable(v16_portable a)

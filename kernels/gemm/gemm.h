@@ -1,7 +1,10 @@
 /* gemm.h - y = x * w^T (model-spec 0.3). Types: e4m3 x e4m3 with block scales, bf16 x bf16, f32 x
  * f32; f32 accumulation. e4m3: y[m,n] = sum_kb ( sum_{k in kb} x[m,k] w[n,k] ) * xs[m,kb] *
- * ws[n/128,kb] K blocks of 128 in ascending order for every M: a row's bits do not depend on the
- * other rows. K = 0 gives zeros. */
+ * ws[n/128,kb]. A backend sums in one order that K alone fixes, so that a row's bits depend neither
+ * on M nor on the other rows; which order is its own choice, and results of two backends agree
+ * within roundings only. The CPU's is that of kernels/cpu/dot.h, with xs * ws multiplied into x
+ * before: exact where scales are powers of two, two roundings where they are not.
+ * K = 0 gives zeros. */
 #ifndef TD_KERNELS_GEMM_H
 #define TD_KERNELS_GEMM_H
 #include "kernels/shapes.h"

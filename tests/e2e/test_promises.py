@@ -176,10 +176,23 @@ def mismatched_checkpoints_are_refused_and_the_differing_fields_shown(args):
             answer = c.generate(prompt_ids(c, 65), max_tokens=4)
             assert answer.code == grpc.StatusCode.FAILED_PRECONDITION and "config" in answer.details, answer
             c.wait_idle()
-    with Cluster(args.bin, model=args.model, prefill_flags=["--kv", "bf16"]) as c:
-        answer = c.generate(prompt_ids(c, 65), max_tokens=4)
-        assert answer.code == grpc.StatusCode.FAILED_PRECONDITION and "kv-dtype" in answer.details, answer
-        c.wait_idle()
+    for flags, field in ((["--kv", "bf16"], "kv-dtype"), (["--draft-prenorm"], "draft-state")):
+        with Cluster(args.bin, model=args.model, prefill_flags=flags) as c:
+            answer = c.generate(prompt_ids(c, 65), max_tokens=4)
+            assert answer.code == grpc.StatusCode.FAILED_PRECONDITION and field in answer.details, answer
+            c.wait_idle()
+
+
+def the_draft_layers_input_changes_the_drafts_but_not_the_text(args):
+    answers = []
+    for flags in ([], ["--draft-prenorm"]):
+        with Cluster(args.bin, model=args.model, prefill_flags=flags, decode_flags=flags + ["--drafts", "3"]) as c:
+            answers.append(c.generate(prompt_ids(c, 65), max_tokens=60, temperature=0, ignore_eos=True))
+            c.wait_idle()
+    assert answers[0].ok and answers[1].ok, answers
+    assert answers[0].ids == answers[1].ids, answers
+    accepted = [a.usage.accepted_tokens for a in answers]
+    assert accepted[0] != accepted[1], accepted
 
 
 def a_listen_address_beyond_loopback_needs_a_word(args):
@@ -235,6 +248,7 @@ if __name__ == "__main__":
          a_request_without_room_waits_then_is_refused_and_one_that_never_fits_is_refused_at_once,
          bad_input_is_refused_with_a_reason_and_nothing_else_suffers,
          mismatched_checkpoints_are_refused_and_the_differing_fields_shown,
+         the_draft_layers_input_changes_the_drafts_but_not_the_text,
          a_listen_address_beyond_loopback_needs_a_word,
          an_idle_daemon_uses_less_than_one_percent_of_a_core,
          a_models_text_is_not_in_the_logs,

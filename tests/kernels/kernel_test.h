@@ -11,7 +11,8 @@
 #include <time.h>
 #include <unistd.h>
 
-/* ---- random numbers: splitmix64, seeded once per process from the clock ---- */
+/* ---- random numbers: splitmix64, seeded from the clock or by the program's second argument ----
+ */
 
 typedef struct {
     uint64_t state;
@@ -25,13 +26,15 @@ static inline uint64_t kt_u64(kt_rng *rng)
     return z ^ (z >> 31);
 }
 
-/* Prints the seed, so that a failure can be repeated by writing it here. */
+/* Prints the seed: `test_gemm CLAIM 0x123..` repeats a failure. */
 static inline kt_rng kt_seeded(void)
 {
     struct timespec ts;
     clock_gettime(CLOCK_REALTIME, &ts);
     kt_rng rng = {(uint64_t)ts.tv_sec * 1000000007u ^ (uint64_t)ts.tv_nsec ^
                   (uint64_t)getpid() << 40};
+    if (td_test_seed != NULL)
+        rng.state = strtoull(td_test_seed, NULL, 0);
     printf("seed 0x%016llx\n", (unsigned long long)rng.state);
     fflush(stdout);
     return rng;

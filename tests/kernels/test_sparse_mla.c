@@ -187,6 +187,127 @@ TEST(one_selected_position_is_returned_as_it_is)
     kt_ways_close(&w);
 }
 
+/* ---- the rounding of p, bit for bit: few keys whose scores are exact ---- */
+
+#define FEW_C 128
+#define FEW_R 2
+#define FEW_MOST 6
+
+typedef struct {
+    int n;
+    double score[FEW_MOST], c[FEW_MOST][FEW_C];
+} few_keys;
+
+static double to_bf16(double x)
+{
+    return td_bf16_to_f32(td_f32_to_bf16((float)x));
+}
+
+/* Scores are multiples of 1/16, so that only exp and the division round before p does; drawn until
+ * no p is nearer than 2^-16 of itself (f32 errs by less than 2^-20) to where bf16 rounds up. */
+static few_keys draw_few(kt_rng *rng)
+{
+    few_keys f = {.n = kt_int(rng, 2, FEW_MOST)};
+    for (int ok = 0; !ok;) {
+        double sum = 0;
+        for (int i = 0; i < f.n; i++) {
+            f.score[i] = kt_int(rng, -48, 0) / 16.0;
+            sum += exp(f.score[i]);
+        }
+        ok = 1;
+        for (int i = 0; i < f.n; i++) {
+            double p = exp(f.score[i]) / sum;
+            ok &= to_bf16(p * (1 - 0x1p-16)) == to_bf16(p * (1 + 0x1p-16));
+        }
+    }
+    for (int i = 0; i < f.n; i++)
+        for (int j = 0; j < FEW_C; j++)
+            f.c[i][j] = to_bf16(kt_normal(rng));
+    return f;
+}
+
+/* u as the contract has it, and as it would be with p rounded before the division, and not at all.
+ * Every product and sum of a few bf16 is exact in double. */
+static void expect_few(const few_keys *f, int j, double *u, double *early, double *never)
+{
+    double sum = 0;
+    *u = *early = *never = 0;
+    for (int i = 0; i < f->n; i++)
+        sum += exp(f->score[i]);
+    for (int i = 0; i < f->n; i++) {
+        *u += to_bf16(exp(f->score[i]) / sum) * f->c[i][j];
+        *early += to_bf16(exp(f->score[i])) / sum * f->c[i][j];
+        *never += exp(f->score[i]) / sum * f->c[i][j];
+    }
+    *u = to_bf16(*u);
+    *early = to_bf16(*early);
+    *never = to_bf16(*never);
+}
+
+/* The query looks at the first rotated dim only, where a key has its score. */
+static mla_case make_few(kt_rng *rng, const few_keys *f)
+{
+    mla_case c = make(rng, (shape){1, 16, 1, 1, 1, 2, FEW_C, FEW_R, FEW_MOST, TD_BF16});
+    td_bf16 *q = c.q;
+    c.a.scale = 1.0f;
+    c.row_seq[0] = 0;
+    memset(q, 0, 2 * (FEW_C + FEW_R) * sizeof(*q));
+    q[FEW_C] = q[FEW_C + FEW_R + FEW_C] = td_f32_to_bf16(1.0f);
+    for (int i = 0; i < FEW_MOST; i++) {
+        c.selected[i] = i < f->n ? 2 * i : -1;
+        if (i >= f->n)
+            continue;
+        int32_t slot = kt_cache_slot(&c.cache, 0, 2 * i);
+        unsigned char *row = c.cache.kv.plane + (size_t)(slot / 16) * c.cache.kv.page_stride +
+                             (size_t)(slot % 16) * 2 * (FEW_C + FEW_R);
+        for (int j = 0; j < FEW_C + FEW_R; j++) {
+            double x = j < FEW_C ? f->c[i][j] : j == FEW_C ? f->score[i] : 7;
+            td_bf16 b = td_f32_to_bf16((float)x);
+            memcpy(row + 2 * j, &b, 2);
+        }
+    }
+    return c;
+}
+
+static void check_few(const few_keys *f, const mla_case *c, int *early_differs, int *never_differs)
+{
+    for (int j = 0; j < FEW_C; j++) {
+        double want, early, never;
+        expect_few(f, j, &want, &early, &never);
+        *early_differs += early != want;
+        *never_differs += never != want;
+        for (int h = 0; h < 2; h++)
+            TD_TRUE(kt_get(c->u.p, (size_t)(h * FEW_C + j), TD_BF16) == (float)want);
+    }
+}
+
+TEST(p_is_rounded_after_the_division_to_the_bit)
+{
+    kt_rng rng = kt_seeded();
+    kt_ways w = kt_ways_open();
+    int early = 0, never = 0;
+    for (int round = 0; round < 40; round++) {
+        few_keys f = draw_few(&rng);
+        if (round == 0) { /* three alike: p = 1/3, which bf16 does not have */
+            f.n = 3;
+            f.score[0] = f.score[1] = f.score[2] = -0.5;
+            for (int i = 0; i < 3 * FEW_C; i++)
+                f.c[i / FEW_C][i % FEW_C] = to_bf16(kt_normal(&rng));
+        }
+        mla_case c = make_few(&rng, &f);
+        TD_EQ(TD_OK, td_sparse_mla_ref(&c.a, NULL));
+        check_few(&f, &c, &early, &never);
+        while (kt_ways_next(&w)) {
+            kt_out_poison(&c.u);
+            TD_EQ(TD_OK, td_sparse_mla_cpu(&c.a, w.stream));
+            check_few(&f, &c, &early, &never);
+        }
+        drop(&c);
+    }
+    TD_TRUE(early > 100 && never > 100); /* another order of rounding would have been seen */
+    kt_ways_close(&w);
+}
+
 TEST(padding_rows_and_empty_selections_give_zeros)
 {
     kt_rng rng = kt_seeded();

@@ -37,7 +37,7 @@ void td_harness_open(td_harness *h, const char *dir, const td_harness_options *o
     *h = (td_harness){.o = *o};
     must(td_model_config_load(dir, &h->config, &err), &err, "config");
     must(td_checkpoint_open(dir, &ckpt, &err), &err, "checkpoint");
-    int draft = !o->without_draft && td_rank_has_draft(ckpt, &h->config);
+    int draft = !o->without_draft && td_weights_has_draft(ckpt, &h->config);
     must(td_model_kv_layout(&h->config, o->precise, o->kv, draft, &h->layout, &err), &err,
          "layout");
     if (o->n_ranks > 1)

@@ -83,26 +83,34 @@ static td_tensor *add(maker *k, const char *name, td_st_dtype dtype, int rows, i
     return t;
 }
 
-static void spoil(const maker *k, const td_tensor *t)
-{
-    size_t size = td_st_dtype_bytes(t->dtype);
-    if (k->m->spoil != NULL && t->name != NULL && strcmp(t->name, k->m->spoil) == 0)
-        memset((unsigned char *)t->data + t->n_bytes - size, 0x7f | (size > 1 ? 0xff : 0), size);
-}
-
-/* f32 or bf16 numbers: mean + scale * random. */
-static void fill(maker *k, td_tensor *t, float mean, float scale)
+/* f32 or bf16 numbers: mean + scale * random. round: bf16's in any case. */
+static void fill_rounded(maker *k, td_tensor *t, float mean, float scale, int round)
 {
     size_t n = t->n_bytes / td_st_dtype_bytes(t->dtype);
     for (size_t i = 0; i < n && t->data != NULL; i++) {
         float v = mean + scale * random_float(k);
         td_bf16 b = td_f32_to_bf16(v);
+        if (round)
+            v = td_bf16_to_f32(b);
         if (t->dtype == TD_ST_F32)
             memcpy((unsigned char *)t->data + 4 * i, &v, 4);
         else
             memcpy((unsigned char *)t->data + 2 * i, &b, 2);
     }
-    spoil(k, t);
+}
+
+static void fill(maker *k, td_tensor *t, float mean, float scale)
+{
+    fill_rounded(k, t, mean, scale, 0);
+}
+
+/* A matrix that is used as f32: gate, weights_proj, head. */
+static void add_wide(maker *k, const char *prefix, const char *name, int rows, int cols)
+{
+    char full[256];
+    snprintf(full, sizeof(full), "%s%s", prefix, name);
+    td_tensor *t = add(k, full, k->m->f32_gates ? TD_ST_F32 : TD_ST_BF16, rows, cols);
+    fill_rounded(k, t, 0, 1.0f / sqrtf((float)cols), k->m->f32_gates != 1);
 }
 
 static void add_matrix(maker *k, const char *name, int rows, int cols, int quantise)
@@ -115,15 +123,19 @@ static void add_matrix(maker *k, const char *name, int rows, int cols, int quant
     }
     td_tensor *w = add(k, name, TD_ST_F8_E4M3, rows, cols);
     snprintf(scale_name, sizeof(scale_name), "%s_scale_inv", name);
-    td_tensor *s = add(k, scale_name, TD_ST_F32, (rows + 127) / 128, (cols + 127) / 128);
+    td_tensor *s = add(k, scale_name, k->m->bf16_scales == 1 ? TD_ST_BF16 : TD_ST_F32,
+                       (rows + 127) / 128, (cols + 127) / 128);
     for (size_t i = 0; i < w->n_bytes && w->data != NULL; i++)
         ((unsigned char *)w->data)[i] = td_f32_to_e4m3(random_float(k) * 100.0f);
-    for (size_t i = 0; i < s->n_bytes / 4 && s->data != NULL; i++) {
+    size_t size = td_st_dtype_bytes(s->dtype);
+    for (size_t i = 0; i < s->n_bytes / size && s->data != NULL; i++) {
         float v = k->m->plain_scales ? scale * 0.0137f * (1.0f + 0.1f * (float)(i % 5))
                                      : td_pow2_ceil(scale * (i % 3 == 0 ? 0.008f : 0.004f));
-        memcpy((unsigned char *)s->data + 4 * i, &v, 4);
+        td_bf16 b = td_f32_to_bf16(v);
+        if (k->m->bf16_scales)
+            v = td_bf16_to_f32(b);
+        memcpy((unsigned char *)s->data + size * i, size == 4 ? (void *)&v : (void *)&b, size);
     }
-    spoil(k, w);
 }
 
 static void add_norm(maker *k, const char *prefix, const char *name, int n)
@@ -163,7 +175,7 @@ static void add_layer(maker *k, int index, int moe)
     named(k, p, "self_attn.o_proj.weight", m->hidden, m->heads * m->v, 1);
     named(k, p, "self_attn.indexer.wq_b.weight", m->index_heads * m->index_dim, m->q_lora, 1);
     named(k, p, "self_attn.indexer.wk.weight", m->index_dim, m->hidden, 1);
-    named(k, p, "self_attn.indexer.weights_proj.weight", m->index_heads, m->hidden, 0);
+    add_wide(k, p, "self_attn.indexer.weights_proj.weight", m->index_heads, m->hidden);
     snprintf(full, sizeof(full), "%sself_attn.indexer.k_norm.weight", p);
     fill(k, add(k, full, TD_ST_F32, m->index_dim, 0), 1.0f, 0.1f);
     snprintf(full, sizeof(full), "%sself_attn.indexer.k_norm.bias", p);
@@ -173,7 +185,7 @@ static void add_layer(maker *k, int index, int moe)
         add_mlp(k, full, m->intermediate);
         return;
     }
-    named(k, full, "gate.weight", m->experts, m->hidden, 0);
+    add_wide(k, full, "gate.weight", m->experts, m->hidden);
     snprintf(full, sizeof(full), "%smlp.gate.e_score_correction_bias", p);
     fill(k, add(k, full, TD_ST_F32, m->experts, 0), 0.0f, 0.1f);
     for (int e = 0; e < m->experts; e++) {
@@ -195,10 +207,15 @@ static void add_draft(maker *k)
     add_norm(k, p, "hnorm.weight", m->hidden);
     add_norm(k, p, "shared_head.norm.weight", m->hidden);
     named(k, p, "eh_proj.weight", m->hidden, 2 * m->hidden, 0);
-    if (m->draft_copies) {
-        named(k, p, "embed_tokens.weight", m->vocab, m->hidden, 0);
-        named(k, p, "shared_head.head.weight", m->vocab, m->hidden, 0);
-    }
+}
+
+/* Last of all: the other weights stay what they are without. */
+static void add_draft_copies(maker *k)
+{
+    char p[128];
+    snprintf(p, sizeof(p), "model.layers.%d.", k->m->layers);
+    named(k, p, "embed_tokens.weight", k->m->vocab, k->m->hidden, 0);
+    named(k, p, "shared_head.head.weight", k->m->vocab, k->m->hidden, 0);
 }
 
 static void write_config(const char *dir, const td_made_model *m)
@@ -213,14 +230,19 @@ static void write_config(const char *dir, const td_made_model *m)
             "\"n_shared_experts\":%d,\"n_routed_experts\":%d,\"routed_scaling_factor\":2.5,"
             "\"kv_lora_rank\":%d,\"q_lora_rank\":%d,\"qk_rope_head_dim\":%d,\"v_head_dim\":%d,"
             "\"qk_nope_head_dim\":%d,\"n_group\":%d,\"topk_group\":%d,\"num_experts_per_tok\":%d,"
-            "\"first_k_dense_replace\":%d,\"norm_topk_prob\":true,"
+            "\"first_k_dense_replace\":%d,\"norm_topk_prob\":%s,"
             "\"max_position_embeddings\":%d,\"rms_norm_eps\":1e-06,\"rope_theta\":10000,"
             "\"index_topk\":%d,\"index_head_dim\":%d,\"index_n_heads\":%d,\"bos_token_id\":0,"
             "\"eos_token_id\":1",
             m->vocab, m->hidden, m->intermediate, m->moe_intermediate, m->layers, m->draft,
             m->heads, m->shared, m->experts, m->kv_lora, m->q_lora, m->rope, m->v, m->nope,
-            m->groups, m->topk_groups, m->per_token, m->dense_layers, m->max_positions,
-            m->index_topk, m->index_dim, m->index_heads);
+            m->groups, m->topk_groups, m->per_token, m->dense_layers,
+            m->not_normed ? "false" : "true", m->max_positions, m->index_topk, m->index_dim,
+            m->index_heads);
+    if (m->indexer_interleaved)
+        fprintf(f, ",\"indexer_rope_interleave\":true");
+    if (m->tied == 1)
+        fprintf(f, ",\"tie_word_embeddings\":true");
     if (m->yarn)
         fprintf(f, ",\"rope_scaling\":{\"type\":\"yarn\",\"factor\":4.0,\"beta_fast\":32,"
                    "\"beta_slow\":1,\"mscale\":1.0,\"mscale_all_dim\":1.0,"
@@ -273,7 +295,13 @@ void td_make_model(const char *dir, const td_made_model *m)
     if (m->draft)
         add_draft(k);
     add_norm(k, "model.", "norm.weight", m->hidden);
-    add_matrix(k, "lm_head.weight", m->vocab, m->hidden, 0);
+    if (m->tied != 1)
+        add_wide(k, "", "lm_head.weight", m->vocab, m->hidden);
+    if (m->tied == 2)
+        memcpy((unsigned char *)k->tensors[k->n - 1].data, k->tensors[0].data,
+               k->tensors[0].n_bytes);
+    if (m->draft && m->draft_copies)
+        add_draft_copies(k);
     write_config(dir, m);
     write_tensors(k, dir);
     for (size_t i = 0; i < k->n; i++) {

@@ -72,8 +72,6 @@ TEST(the_published_file_is_read_whole)
     TD_EQ(4096, c.rope.original_max_positions);
     TD_TRUE(c.fp8 && c.ue8m0 && c.norm_topk_prob && !c.rope.indexer_interleaved);
     TD_TRUE(!c.layer_is_moe[2] && c.layer_is_moe[3] && c.layer_is_moe[60] && c.layer_is_moe[61]);
-    TD_EQ(1, c.n_eos);
-    TD_EQ(1, c.eos_ids[0]);
     TD_EQ(14336, td_model_hidden_bytes(&c, 0));
     TD_EQ(28672, td_model_hidden_bytes(&c, 1));
 }
@@ -132,10 +130,12 @@ TEST(refuses_arithmetic_that_it_does_not_do)
     refuse("\"attention_bias\":false", "\"attention_bias\":true", TD_UNSUPPORTED, "attention_bias");
     refuse("\"num_key_value_heads\":128", "\"num_key_value_heads\":8", TD_UNSUPPORTED,
            "num_key_value_heads 8");
-    refuse("\"num_nextn_predict_layers\":1", "\"num_nextn_predict_layers\":3", TD_CONFIG,
-           "num_nextn_predict_layers 3");
+    refuse("\"num_nextn_predict_layers\":1", "\"num_nextn_predict_layers\":2", TD_UNSUPPORTED,
+           "num_nextn_predict_layers 2");
+    refuse("\"num_nextn_predict_layers\":1", "\"num_nextn_predict_layers\":255", TD_UNSUPPORTED,
+           "num_nextn_predict_layers 255");
     refuse("\"type\":\"yarn\"", "\"type\":\"linear\"", TD_UNSUPPORTED,
-           "rope_scaling type 'linear'");
+           "rope_scaling: type 'linear'");
     refuse("\"mscale\":1.0", "\"mscale\":0.7", TD_UNSUPPORTED, "mscale 0.7 differs");
     refuse("\"quant_method\":\"fp8\"", "\"quant_method\":\"awq\"", TD_UNSUPPORTED, "quant_method");
     refuse("\"fmt\":\"e4m3\"", "\"fmt\":\"e5m2\"", TD_UNSUPPORTED, "fmt");
@@ -146,6 +146,84 @@ TEST(refuses_arithmetic_that_it_does_not_do)
     refuse("\"kv_lora_rank\":512", "\"kv_lora_rank\":500", TD_UNSUPPORTED, "kv_lora_rank 500");
     refuse("\"qk_rope_head_dim\":64", "\"qk_rope_head_dim\":130", TD_UNSUPPORTED,
            "qk_rope_head_dim 130");
+}
+
+TEST(refuses_constants_of_another_type)
+{
+    refuse("\"attention_bias\":false", "\"attention_bias\":\"yes\"", TD_CONFIG, "attention_bias");
+    refuse("\"attention_bias\":false", "\"attention_bias\":[]", TD_CONFIG, "attention_bias");
+    refuse("\"moe_layer_freq\":1", "\"moe_layer_freq\":\"1\"", TD_CONFIG, "moe_layer_freq");
+    refuse("\"hidden_act\":\"silu\"", "\"hidden_act\":1", TD_UNSUPPORTED, "hidden_act");
+}
+
+/* Every key whose value is an object, given something else; and objects' keys given objects. */
+TEST(refuses_arrays_and_nested_values_where_objects_stand)
+{
+    static const char *const odd[] = {
+        "[]", "[1]", "[\"yarn\",{\"type\":\"yarn\"}]", "[[]]", "7", "true", "\"yarn\""};
+    static const char *const keys[] = {"rope_scaling", "rope_parameters", "quantization_config"};
+    for (size_t k = 0; k < sizeof(keys) / sizeof(*keys); k++)
+        for (size_t i = 0; i < sizeof(odd) / sizeof(*odd); i++) {
+            char json[8192], text[64];
+            td_model_config c;
+            td_err err = {0};
+            snprintf(json, sizeof(json), "{" TYPE "," COMMON "," DENSE "," THETA ",\"%s\":%s}",
+                     keys[k], odd[i]);
+            snprintf(text, sizeof(text), "%s: not an object", keys[k]);
+            TD_EQ(TD_CONFIG, parse(json, &c, &err));
+            TD_STR(text, err.text);
+        }
+    refuse("\"type\":\"yarn\"", "\"type\":[\"yarn\"]", TD_UNSUPPORTED, "rope_scaling: type");
+    refuse("\"type\":\"yarn\"", "\"type\":{\"type\":\"yarn\"}", TD_UNSUPPORTED, "rope_scaling");
+    refuse("\"factor\":40", "\"factor\":[40]", TD_CONFIG, "rope_scaling: factor");
+    refuse("\"fp8\"", "[\"fp8\"]", TD_UNSUPPORTED, "quant_method");
+    refuse("[128,128]", "[[128],128]", TD_UNSUPPORTED, "weight_block_size");
+    refuse("[128,128]", "{\"a\":128,\"b\":128}", TD_UNSUPPORTED, "weight_block_size");
+    refuse(DENSE, "\"mlp_layer_types\":{}", TD_CONFIG, "mlp_layer_types");
+    refuse("\"hidden_size\":7168", "\"hidden_size\":[7168]", TD_CONFIG, "hidden_size");
+}
+
+TEST(refuses_rope_keys_that_it_does_not_understand)
+{
+    refuse("\"type\":\"yarn\",", "", TD_CONFIG, "rope_scaling: factor without a type");
+    refuse(YARN, "{\"mscale\":1.0}", TD_CONFIG, "rope_scaling: mscale without a type");
+    refuse("\"mscale\":1.0", "\"attention_factor\":1.2", TD_UNSUPPORTED,
+           "rope_scaling: unknown key 'attention_factor'");
+    refuse(YARN, "{\"rope_type\":\"default\",\"partial_rotary_factor\":0.5}", TD_UNSUPPORTED,
+           "rope_scaling: unknown key 'partial_rotary_factor'");
+    refuse("\"type\":\"yarn\"", "\"type\":\"yarn\",\"rope_type\":\"default\"", TD_CONFIG,
+           "rope_scaling: type and rope_type differ");
+}
+
+/* Theta may stand at the top, in rope_parameters and in rope_scaling. */
+TEST(theta_is_compared_where_it_was_given)
+{
+    td_model_config c;
+    td_err err = {0};
+#define ROPE "\"type\":\"yarn\",\"factor\":4,\"original_max_position_embeddings\":2048"
+#define HEAD "{" TYPE "," COMMON "," DENSE
+    TD_EQ(TD_OK, parse(HEAD ",\"rope_scaling\":{" ROPE "},\"rope_parameters\":{" ROPE
+                            ",\"rope_theta\":50000}}",
+                       &c, &err));
+    TD_TRUE(c.rope.theta == 50000 && c.rope.yarn && c.rope.factor == 4);
+    TD_EQ(TD_OK, parse(HEAD ",\"rope_scaling\":{" ROPE
+                            ",\"rope_theta\":50000},\"rope_parameters\":{" ROPE "}}",
+                       &c, &err));
+    TD_TRUE(c.rope.theta == 50000 && c.rope.yarn);
+    TD_EQ(TD_OK,
+          parse(HEAD "," THETA ",\"rope_parameters\":{" ROPE ",\"rope_theta\":10000}}", &c, &err));
+    TD_EQ(TD_CONFIG,
+          parse(HEAD "," THETA ",\"rope_parameters\":{" ROPE ",\"rope_theta\":50000}}", &c, &err));
+    TD_STR("rope_parameters: rope_theta 50000: elsewhere 10000", err.text);
+    TD_EQ(TD_CONFIG,
+          parse(HEAD ",\"rope_scaling\":{" ROPE ",\"rope_theta\":10000},\"rope_parameters\":{" ROPE
+                     ",\"rope_theta\":50000}}",
+                &c, &err));
+    TD_EQ(TD_CONFIG,
+          parse(HEAD ",\"rope_scaling\":{" ROPE "},\"rope_parameters\":{" ROPE "}}", &c, &err));
+    TD_STR("rope_theta: missing", err.text);
+#undef ROPE
+#undef HEAD
 }
 
 TEST(refuses_values_that_cannot_be)
@@ -174,9 +252,6 @@ TEST(refuses_values_that_cannot_be)
     refuse(YARN, "7", TD_CONFIG, "rope_scaling");
     refuse(YARN, YARN ",\"rope_parameters\":{\"rope_type\":\"default\"}", TD_CONFIG,
            "rope_scaling and rope_parameters differ");
-    refuse("\"eos_token_id\":1", "\"eos_token_id\":129280", TD_CONFIG, "eos_token_id");
-    refuse("\"eos_token_id\":1", "\"eos_token_id\":[1,\"x\"]", TD_CONFIG, "eos_token_id");
-    refuse("\"bos_token_id\":0", "\"bos_token_id\":129280", TD_CONFIG, "bos_token_id");
     refuse(FP8, "[]", TD_CONFIG, "quantization_config");
 }
 
@@ -209,26 +284,16 @@ TEST(files_cut_off_anywhere_and_damaged_files_are_refused_or_read)
     }
 }
 
-TEST(loading_names_the_file_and_takes_the_end_ids_of_generation_config)
+TEST(loading_names_the_file)
 {
     const char *dir = td_scratch_dir();
     td_model_config c;
     td_err err;
-    static const char generation[] = "{\"eos_token_id\":[1,7,9],\"temperature\":0.6}";
     TD_EQ(TD_NOT_FOUND, td_model_config_load(dir, &c, &err));
     TD_TRUE(strstr(err.text, "config.json") != NULL);
     td_scratch_write(td_scratch_path(dir, "config.json"), V32, strlen(V32));
     TD_EQ(TD_OK, td_model_config_load(dir, &c, &err));
-    TD_EQ(1, c.n_eos);
-    td_scratch_write(td_scratch_path(dir, "generation_config.json"), generation,
-                     strlen(generation));
-    TD_EQ(TD_OK, td_model_config_load(dir, &c, &err));
-    TD_EQ(3, c.n_eos);
-    TD_EQ(9, c.eos_ids[2]);
     TD_EACH_ALLOC_FAILS(TD_NOMEM, td_model_config_load(dir, &c, &err), (void)0);
-    td_scratch_write(td_scratch_path(dir, "generation_config.json"), "{", 1);
-    TD_EQ(TD_CONFIG, td_model_config_load(dir, &c, &err));
-    TD_TRUE(strstr(err.text, "generation_config.json") != NULL);
     td_scratch_write(td_scratch_path(dir, "config.json"), "nonsense", 8);
     TD_EQ(TD_CONFIG, td_model_config_load(dir, &c, &err));
     TD_TRUE(strstr(err.text, "/config.json: not a JSON object") != NULL);

@@ -81,6 +81,111 @@ TEST(writes_what_it_was_asked_for_and_nothing_else)
     td_safetensors_close(file);
 }
 
+static const float *floats(const td_safetensors *file, const char *name)
+{
+    return (const float *)(const void *)td_need(file, name)->data;
+}
+
+static const int32_t *ints(const td_safetensors *file, const char *name)
+{
+    return (const int32_t *)(const void *)td_need(file, name)->data;
+}
+
+typedef struct {
+    td_safetensors *golden, *out;
+    size_t n, vocab, hidden, topk;
+} compared;
+
+/* The golden prompt through the program, with these options. */
+static compared run_golden_prompt(const char *more)
+{
+    compared c = {0};
+    char text[8192] = "[";
+    TD_EQ(TD_OK, td_safetensors_open(td_source_path("tests/golden/v32-fp8/golden.safetensors"),
+                                     &c.golden, NULL));
+    c.n = (size_t)td_need(c.golden, "input_ids")->shape[0];
+    c.vocab = (size_t)td_need(c.golden, "logits")->shape[1];
+    c.hidden = (size_t)td_need(c.golden, "hidden_final_norm")->shape[0];
+    c.topk = (size_t)td_need(c.golden, "layer0_selected_last")->shape[0];
+    for (size_t i = 0; i < c.n; i++)
+        snprintf(text + strlen(text), sizeof(text) - strlen(text), "%s%d", i == 0 ? "" : ",",
+                 ints(c.golden, "input_ids")[i]);
+    strcat(text, "]");
+    TD_EQ(0, run_golden(text, more));
+    TD_EQ(TD_OK, td_safetensors_open(td_scratch_path(dir, "out.safetensors"), &c.out, NULL));
+    return c;
+}
+
+static void close_compared(compared *c)
+{
+    td_safetensors_close(c->golden);
+    td_safetensors_close(c->out);
+}
+
+/* Positions in ascending order, all that a row sees while they fit, -1 behind them. */
+static void check_selected(const int32_t *selected, size_t n, size_t k, const int32_t *last)
+{
+    for (size_t t = 0; t < n; t++, selected += k) {
+        for (size_t j = 0; j < k; j++) {
+            if (t < k)
+                TD_EQ(j <= t ? (int)j : -1, selected[j]);
+            else
+                TD_TRUE(selected[j] >= 0 && selected[j] <= (int)t &&
+                        (j == 0 || selected[j] > selected[j - 1]));
+        }
+    }
+    selected -= k;
+    for (size_t j = 0; j < k; j++) {
+        size_t i = 0;
+        while (i < k && last[i] != selected[j])
+            i++;
+        TD_TRUE(i < k);
+    }
+}
+
+TEST(every_tensor_it_writes_is_the_golden_one)
+{
+    compared c = run_golden_prompt("--precise --generate 32 --drafts 2 --dump-layers");
+    size_t last = c.n - 1, n_layers = 0;
+    TD_TRUE(td_max_difference(floats(c.golden, "logits"), floats(c.out, "logits"), c.n * c.vocab) <=
+            2e-3);
+    TD_TRUE(td_max_difference(floats(c.golden, "mtp_logits"), floats(c.out, "mtp_logits"),
+                              last * c.vocab) <= 2e-3);
+    TD_EQ(32, td_need(c.out, "generated_ids")->shape[0]);
+    TD_MEM(ints(c.golden, "greedy_ids"), ints(c.out, "generated_ids"), 32 * sizeof(int32_t));
+    for (;; n_layers++) {
+        char name[64];
+        snprintf(name, sizeof(name), "layer%zu_out_last", n_layers);
+        if (td_safetensors_find(c.golden, name) == NULL)
+            break;
+        const float *want = floats(c.golden, name);
+        snprintf(name, sizeof(name), "layer%zu_out", n_layers);
+        TD_TRUE(td_max_difference(want, floats(c.out, name) + last * c.hidden, c.hidden) <= 1e-3);
+        snprintf(name, sizeof(name), "layer%zu_selected_last", n_layers);
+        const int32_t *selected = ints(c.golden, name);
+        snprintf(name, sizeof(name), "layer%zu_selected", n_layers);
+        check_selected(ints(c.out, name), c.n, c.topk, selected);
+    }
+    TD_EQ(3, n_layers);
+    TD_EQ(3 + 2 * n_layers, td_safetensors_count(c.out));
+    close_compared(&c);
+}
+
+TEST(draft_prenorm_feeds_the_draft_layer_the_state_before_the_final_norm)
+{
+    compared c = run_golden_prompt("--precise --draft-prenorm --generate 32 --drafts 2");
+    TD_TRUE(td_max_difference(floats(c.golden, "mtp_logits_prenorm_state"),
+                              floats(c.out, "mtp_logits") + (c.n - 5) * c.vocab,
+                              4 * c.vocab) <= 2e-3);
+    TD_MEM(ints(c.golden, "greedy_ids"), ints(c.out, "generated_ids"), 32 * sizeof(int32_t));
+    close_compared(&c);
+    c = run_golden_prompt("--precise");
+    TD_TRUE(td_max_difference(floats(c.golden, "mtp_logits_prenorm_state"),
+                              floats(c.out, "mtp_logits") + (c.n - 5) * c.vocab,
+                              4 * c.vocab) > 0.1);
+    close_compared(&c);
+}
+
 TEST(a_checkpoint_without_draft_layer_has_no_draft_logits_and_takes_no_drafts)
 {
     char options[2048];

@@ -127,6 +127,26 @@ TEST(refuses_overlaps_holes_and_duplicates_by_name)
            TD_DATA_LOSS, "tensor a stands twice");
 }
 
+/* "a" and "a<NUL>b" would read alike. */
+TEST(refuses_names_with_a_nul_in_any_spelling)
+{
+    refuse("{\"a\\u0000b\":" T("F32", "[2]", "[0,8]") "}", 8, TD_DATA_LOSS, "NUL in the header");
+    refuse("{\"\\u0000\":" T("F32", "[2]", "[0,8]") "}", 8, TD_DATA_LOSS, "NUL in the header");
+    refuse("{\"\\\\\\u0000\":" T("F32", "[2]", "[0,8]") "}", 8, TD_DATA_LOSS, "NUL in the header");
+    static const char header[] = "{\"a?b\":" T("F32", "[2]", "[0,8]") "}";
+    size_t n_bytes;
+    td_err err = {0};
+    unsigned char *bytes = make(header, 8, &n_bytes);
+    *(unsigned char *)memchr(bytes, '?', n_bytes) = '\0';
+    TD_EQ(TD_DATA_LOSS, parse(bytes, n_bytes, &err));
+    TD_TRUE(strstr(err.text, "NUL in the header, at byte 3") != NULL);
+    free(bytes);
+    /* An escaped backslash before "u0000" is no NUL. */
+    bytes = make("{\"a\\\\u0000\":" T("F32", "[2]", "[0,8]") "}", 8, &n_bytes);
+    TD_EQ(TD_OK, parse(bytes, n_bytes, &err));
+    free(bytes);
+}
+
 TEST(refuses_files_cut_off_at_any_byte)
 {
     size_t n_bytes;

@@ -104,6 +104,24 @@ TEST(rank_counts_agree_ep)
     ranks_agree(TD_MOE_EP);
 }
 
+/* Twice as many ranks as experts: every other one owns none. */
+TEST(ranks_without_an_expert_agree_too)
+{
+    text t = read_text();
+    td_logits_options o = {.kv = TD_KV_FP8, .moe = TD_MOE_EP, .chunk = 320};
+    t.n = 600;
+    td_logits_result one = run(&t, o);
+    o.n_ranks = 8;
+    TD_TRUE(one.config.n_experts < 8);
+    td_logits_result r = run(&t, o);
+    td_closeness c = td_compare_logits(one.logits, r.logits, t.n, (size_t)one.config.vocab_size);
+    printf("8 ranks, ep: KL %.2e, top-1 %.4f\n", c.kl, c.top1);
+    TD_TRUE(c.kl <= 1e-3 && c.top1 >= 0.99);
+    td_logits_free(&one);
+    td_logits_free(&r);
+    free(t.ids);
+}
+
 static void drafts_change_nothing(td_logits_options o, int want_accepted)
 {
     enum { N = 64 };

@@ -12,7 +12,7 @@ enum { KV_AUTO, KV_FP8, KV_BF16, KV_F32 };
 
 typedef struct {
     char *model, *ids, *out;
-    bool precise, dump_layers;
+    bool precise, draft_prenorm, dump_layers;
     int split, moe, kv;
     uint32_t ranks, chunk, generate, drafts, threads;
 } options;
@@ -32,6 +32,8 @@ static const td_conf_field fields[] = {
       "fused: every rank has a slice of every expert; ep: whole experts, rows travel"),
     F("kv", kv, ENUM, "auto", "auto|fp8|bf16|f32", NULL,
       "KV cache format; auto: fp8, or f32 with precise"),
+    F("draft-prenorm", draft_prenorm, BOOL, "false", NULL, NULL,
+      "feed the draft layer the states before the final norm, not after it"),
     F("chunk", chunk, U32, "512", "64", "1048576",
       "most prompt tokens in a step, a multiple of 64; longer prompts go in chunks"),
     F("generate", generate, U32, "0", "0", "1048576",
@@ -128,7 +130,8 @@ static td_status run(const options *o, td_logits_result *result, td_err *err)
                                      .generate = o->generate,
                                      .drafts = o->drafts,
                                      .n_threads = o->threads,
-                                     .dump_layers = o->dump_layers};
+                                     .dump_layers = o->dump_layers,
+                                     .draft_prenorm = o->draft_prenorm};
     td_status st = td_prompt_read(o->ids, &ids, &n_ids, err);
     if (st == TD_OK)
         st = td_logits_run(&run_options, ids, n_ids, result, err);

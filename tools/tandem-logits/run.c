@@ -315,7 +315,7 @@ static td_status prepare(job *j, td_err *err)
     td_status st = td_model_config_load(o->model, &out->config, err);
     if (st < 0 || (st = td_checkpoint_open(o->model, &j->ckpt, err)) < 0)
         return st;
-    out->has_draft = td_rank_has_draft(j->ckpt, &out->config);
+    out->has_draft = td_weights_has_draft(j->ckpt, &out->config);
     out->n_ids = j->n_ids;
     if ((st = check(j, err)) < 0)
         return st;
