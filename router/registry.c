@@ -12,6 +12,7 @@
 #define SECOND_LOOK_MS 5
 /* Above what a worker takes (max-requests) and what lists of links ask: a heartbeat has room. */
 #define MAX_RPCS 8192
+#define MIN_CONNECT_MS 2000
 #define DEFAULT_PAGE_TOKENS 64
 
 struct td_registry {
@@ -235,12 +236,17 @@ td_status td_registry_add(td_registry *r, td_role role, const char *address, td_
     td_addr_format(&addr, w->address);
     snprintf(w->why, sizeof(w->why), "not heard yet");
     td_timer_init(&w->patience, r->conf.loop, on_patience, w);
+    int64_t timeout_ms = r->conf.heartbeat_timeout_ms;
     td_rpc_client_conf conf = {
         .peer = addr,
         .name = td_role_name(role),
         .on_state = on_state,
         .user = w,
         .backoff_max_ms = 500, /* a restarted worker is used again within its 2 seconds */
+        .connect_ms = timeout_ms > MIN_CONNECT_MS ? timeout_ms : MIN_CONNECT_MS,
+        /* A host that vanished without a FIN leaves a connection that nothing else would end. */
+        .keepalive_ms = timeout_ms,
+        .keepalive_reply_ms = timeout_ms,
         .max_requests = MAX_RPCS,
         .max_message_bytes = 16U << 20, /* a worker's limit */
     };

@@ -1,4 +1,5 @@
 /* Heartbeats, loss, restart, and who gets the next request. */
+#include "tests/router/wire.h"
 #include "tests/router/world.h"
 
 TD_TEST_MAIN
@@ -89,6 +90,27 @@ TEST(a_killed_worker_is_lost_at_once_and_back_under_a_new_incarnation)
     TD_TRUE(td_now_ns() - since < 1500 * TD_NS_PER_MS); /* a restarted daemon serves within 2 s */
     TD_TRUE(strcmp(before, worker->status->incarnation) != 0);
     world_close(&w);
+}
+
+TEST(a_host_that_vanished_without_a_fin_is_used_again_when_it_is_back)
+{
+    world w;
+    wire cable;
+    world_open(&w, NULL);
+    wire_open(&cable, world_decode(&w, 0)->port);
+    TD_EQ(TD_OK, td_registry_add(w.registry, TD_ROLE_DECODE, cable.address, NULL));
+    td_worker *worker = td_registry_worker(w.registry, td_registry_count(w.registry) - 1);
+    RUN_UNTIL(&w, td_worker_ready(worker));
+    wire_cut(&cable); /* the connection stands for ever, and nothing comes through */
+    RUN_UNTIL(&w, !worker->reachable);
+    world_run_ms(&w, 500);
+    TD_TRUE(!worker->reachable);
+    wire_mend(&cable); /* for new connections */
+    int64_t since = td_now_ns();
+    RUN_UNTIL(&w, td_worker_ready(worker));
+    TD_TRUE(td_now_ns() - since < 10 * TD_NS_PER_S);
+    world_close(&w);
+    wire_close(&cable);
 }
 
 TEST(a_worker_of_the_other_role_is_not_used)
