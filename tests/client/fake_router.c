@@ -117,6 +117,10 @@ static void answer(fake_router *f, td_rpc_call *call, const char *text, size_t n
     } else if (strcmp(word, "late") == 0) {
         send_piece(call, "part", 4, 1);
         end(f, call, (td_grpc_status)code, "late");
+    } else if (strcmp(word, "stop") == 0) {
+        f->stopped = true;
+        while (f->stopped)
+            td_sleep_ms(2);
     } else if (strcmp(word, "slow") == 0) {
         send_piece(call, "tick ", 5, 7);
         go_on(f, call, on_slow, 10);
