@@ -162,13 +162,16 @@ static void finish_generation(generation *g, const char *reason)
     td_emitter_ready(&g->emitter, &text, &n_text, &ids, &n_ids);
     res.token_ids = (uint32_t *)ids;
     res.n_token_ids = n_ids;
+    td_status st = send_response(g, &res, text, n_text);
+    if (st != TD_OK) { /* without its last message no answer is a success */
+        fail_generation(g, td_grpc_from_status(st), td_status_text(st));
+        return;
+    }
     td_metric_add(g->front->m_ok, 1);
     td_metric_add(g->front->m_tokens, g->emitter.n_seen);
     td_metric_add(g->front->m_prompt_tokens, g->n_prompt);
     log_end(g, "OK", "");
-    td_status st = send_response(g, &res, text, n_text);
-    td_rpc_call_finish(g->call, st == TD_OK ? TD_GRPC_OK : td_grpc_from_status(st),
-                       st == TD_OK ? NULL : td_status_text(st));
+    td_rpc_call_finish(g->call, TD_GRPC_OK, NULL);
     generation_free(g);
 }
 

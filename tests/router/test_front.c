@@ -551,25 +551,56 @@ TEST(the_model_and_its_limits_are_told)
 }
 
 /* A client of its own that opens no window and never reads. */
+/* A Generate whose client opens no window for the answer. */
+static fake_call *ask_unread(world *w, raw_client *raw, const generate_request *req)
+{
+    enum { WINDOW_SIZE = 4 /* SETTINGS_INITIAL_WINDOW_SIZE */ };
+    static const uint8_t no_window[] = {0, WINDOW_SIZE, 0, 0, 0, 0};
+    uint8_t msg[64];
+    raw_connect(raw, td_rpc_server_port(w->server));
+    raw_hello(raw);
+    TD_TRUE(raw_frame(raw, NGHTTP2_SETTINGS, 0, 0, no_window, sizeof(no_window)));
+    TD_TRUE(raw_request(raw, 1, 0, generate.path, NULL, 0));
+    size_t len = tandem__v1__generate_request__pack(req, msg);
+    TD_TRUE(raw_message(raw, 1, NGHTTP2_FLAG_END_STREAM, 0, msg, (uint32_t)len));
+    return started(w, 0);
+}
+
+static int64_t counted(world *w, const char *name, const char *labels)
+{
+    return td_metric_value(td_metrics_get(w->metrics, TD_COUNTER, name, labels, ""));
+}
+
+TEST(an_answer_whose_last_message_is_not_taken_is_no_success)
+{
+    static raw_client raw;
+    world w;
+    uint32_t id = 300;
+    world_open(&w, &(world_conf){.front = true, .backlog_bytes = 32});
+    generate_request req = plain();
+    fake_call *c = ask_unread(&w, &raw, &req);
+    fake_send(c, &id, 1);
+    world_run_ms(&w, 20);
+    fake_finish(c, "stop"); /* usage and timing are too much for what is left of 32 bytes */
+    RUN_UNTIL(&w, td_front_active(w.front) == 0);
+    TD_EQ(0, counted(&w, "tandem_requests_total", "status=\"ok\""));
+    TD_EQ(1, counted(&w, "tandem_requests_total", "status=\"failed\""));
+    TD_EQ(0, counted(&w, "tandem_generated_tokens_total", ""));
+    raw_close(&raw);
+    world_close(&w);
+}
+
 TEST(a_client_that_does_not_read_is_cut_off_and_others_are_not)
 {
-    enum { IDS = 50, WINDOW_SIZE = 4 /* SETTINGS_INITIAL_WINDOW_SIZE */ };
-    static const uint8_t no_window[] = {0, WINDOW_SIZE, 0, 0, 0, 0};
+    enum { IDS = 50 };
     static raw_client raw;
     world w;
     asking good;
-    uint8_t msg[64];
     uint32_t many[IDS], n_sent = 0;
     world_open(&w, &(world_conf){.front = true, .backlog_bytes = 16384, .pages = 256});
     generate_request req = plain();
     req.max_tokens = 4000;
-    raw_connect(&raw, td_rpc_server_port(w.server));
-    raw_hello(&raw);
-    TD_TRUE(raw_frame(&raw, NGHTTP2_SETTINGS, 0, 0, no_window, sizeof(no_window)));
-    TD_TRUE(raw_request(&raw, 1, 0, generate.path, NULL, 0));
-    size_t len = tandem__v1__generate_request__pack(&req, msg);
-    TD_TRUE(raw_message(&raw, 1, NGHTTP2_FLAG_END_STREAM, 0, msg, (uint32_t)len));
-    fake_call *c = started(&w, 0);
+    fake_call *c = ask_unread(&w, &raw, &req);
     ask(&w, &good, &generate, &req.base);
     fake_call *other = started(&w, 1);
     for (int i = 0; i < IDS; i++)
