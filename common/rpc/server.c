@@ -9,7 +9,9 @@
 
 enum {
     DRAIN_NOTICE_MS = 100, /* streams that were underway at the first GOAWAY arrive within it */
+    STREAM_FRAMES = 2,     /* other than DATA, that an open stream may have in the queue */
     MORE_QUEUED = 2048,    /* frames of a connection that belong to no stream, or to refused ones */
+    SHARES = 8,            /* that it takes to use up a server's bound */
 };
 
 static void settle(td_task *task, void *user)
@@ -93,6 +95,7 @@ static void on_conn(void *user)
     td_h2_limits limits = {
         .server = true,
         .max_streams = c->max_streams,
+        .max_queue = STREAM_FRAMES * c->max_streams + MORE_QUEUED,
         .max_header_bytes = c->max_header_bytes,
         .handshake_ms = c->handshake_ms,
         .header_ms = c->header_ms,
@@ -112,6 +115,8 @@ static void on_conn(void *user)
         td_warn("rpc.conn.refused", "name=%s why=\"%s\"", c->name, err.text);
         return;
     }
+    h2->assembly = (td_budget){.max = c->max_connection_assembly_bytes, .whole = &server->assembly};
+    h2->queued = (td_budget){.max = c->max_connection_queued_bytes, .whole = &server->queued};
     h2->next = server->conns;
     if (h2->next != NULL)
         h2->next->prev = h2;
@@ -135,6 +140,13 @@ static void default_size(size_t *value, size_t n)
         *value = n;
 }
 
+/* Of a bound over all connections; a message of the largest size must fit. */
+static size_t share_of(size_t bound, size_t max_message_bytes)
+{
+    size_t one = max_message_bytes + TD_FRAME_HEAD_BYTES;
+    return bound / SHARES > one ? bound / SHARES : one;
+}
+
 static void set_defaults(td_rpc_server_conf *c)
 {
     if (c->name == NULL)
@@ -148,6 +160,10 @@ static void set_defaults(td_rpc_server_conf *c)
     default_size(&c->max_header_bytes, (size_t)16 << 10);
     default_size(&c->max_assembly_bytes, (size_t)256 << 20);
     default_size(&c->max_queued_bytes, (size_t)512 << 20);
+    default_size(&c->max_connection_assembly_bytes,
+                 share_of(c->max_assembly_bytes, c->max_message_bytes));
+    default_size(&c->max_connection_queued_bytes,
+                 share_of(c->max_queued_bytes, c->max_message_bytes));
     default_ms(&c->handshake_ms, 10000);
     default_ms(&c->header_ms, 10000);
     default_ms(&c->request_ms, 60000);
@@ -255,6 +271,8 @@ void td_rpc_server_get_stats(const td_rpc_server *server, td_rpc_server_stats *o
     *out = server->stats;
     out->assembly_bytes = server->assembly.used;
     out->queued_bytes = server->queued.used;
+    for (const td_h2 *h2 = server->conns; h2 != NULL; h2 = h2->next)
+        out->unsent_bytes += td_conn_unsent_bytes(h2->conn);
 }
 
 void td_rpc_server_drain(td_rpc_server *server, void (*on_drained)(void *user), void *user)

@@ -53,10 +53,13 @@ typedef struct {                  /* 0 takes the default in brackets */
     size_t max_header_bytes;   /* [16 KiB] of one request's headers */
     size_t max_assembly_bytes; /* [256 MiB] of half-received messages, over all connections */
     size_t max_queued_bytes;   /* [512 MiB] of unsent messages, over all connections */
+    size_t max_connection_assembly_bytes; /* [an eighth, or one message] of the first, for one */
+    size_t max_connection_queued_bytes;   /* [an eighth, or one message] of the second, for one */
 
     int64_t handshake_ms; /* [10 s] from accept to the client's SETTINGS */
     int64_t header_ms;    /* [10 s] from a request's first header frame to its last */
-    int64_t request_ms;   /* [60 s] from there to the end of a UNARY or SERVER_STREAMING request */
+    int64_t request_ms;   /* [60 s] from there to the end of a UNARY or SERVER_STREAMING request;
+                             BIDI: from a message's first byte to its last */
     int64_t idle_ms;      /* [10 min] a connection without a call; then GOAWAY */
     int64_t stall_ms;     /* [20 s] there are bytes to send and the peer takes none */
     int64_t keepalive_ms; /* [20 s] silence from the peer before a PING */
@@ -70,6 +73,7 @@ typedef struct {
     uint64_t n_started, n_cut_off;  /* calls, ever; cut off: for not reading */
     size_t assembly_bytes;          /* now */
     size_t queued_bytes;            /* now */
+    size_t unsent_bytes;            /* now: past the queues, not yet taken by the kernel */
 } td_rpc_server_stats;
 
 /* Listens when it returns TD_OK. conf is copied (the methods are not). TD_CONFIG: bad table or

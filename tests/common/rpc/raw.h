@@ -269,7 +269,7 @@ static inline bool raw_read_frame(raw_client *c, int timeout_ms)
 
 typedef struct {
     int http, grpc; /* -1: none came */
-    char message[256];
+    char message[256], accept_encoding[32];
     uint8_t data[65536];
     size_t n_data;
     int reset, goaway; /* the error code, or -1 */
@@ -294,6 +294,8 @@ static inline void raw_take_headers(raw_client *c, raw_answer *a)
                 a->grpc = (int)strtol((char *)nv.value, NULL, 10);
             if (strcmp((char *)nv.name, "grpc-message") == 0)
                 snprintf(a->message, sizeof(a->message), "%s", (char *)nv.value);
+            if (strcmp((char *)nv.name, "grpc-accept-encoding") == 0)
+                snprintf(a->accept_encoding, sizeof(a->accept_encoding), "%s", (char *)nv.value);
         }
         if (flags & NGHTTP2_HD_INFLATE_FINAL) {
             nghttp2_hd_inflate_end_headers(c->inflater);
@@ -336,4 +338,41 @@ static inline void raw_read_answer(raw_client *c, uint32_t id, raw_answer *a, in
             a->ended = true;
     }
 }
+
+/* ---- both ---- */
+
+static inline void open_both(raw_server *s, raw_client *c, const td_rpc_server_conf *conf)
+{
+    raw_server_start(s, conf);
+    raw_connect(c, s->port);
+}
+
+static inline void close_both(raw_server *s, raw_client *c)
+{
+    raw_close(c);
+    raw_server_stop(s);
+}
+
+/* The server still serves others. */
+static inline void still_serves(raw_server *s)
+{
+    raw_client c;
+    raw_answer a;
+    raw_connect(&c, s->port);
+    raw_hello(&c);
+    raw_request(&c, 1, 0, NULL, NULL, 0);
+    raw_message(&c, 1, NGHTTP2_FLAG_END_STREAM, 0, "alive", 5);
+    raw_read_answer(&c, 1, &a, 5000);
+    TD_EQ(0, a.grpc);
+    TD_MEM("\0\0\0\0\5alive", a.data, 10);
+    raw_close(&c);
+}
+
+typedef struct {
+    const char *what;
+    uint8_t type, flags;
+    uint32_t id;
+    const char *payload;
+    size_t len;
+} bad_frame;
 #endif
