@@ -4,6 +4,7 @@
 #include "common/base/log.h"
 #include "common/rpc/server_internal.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -62,7 +63,7 @@ static void on_gone(td_h2 *h2)
         server->conns = h2->next;
     if (h2->next != NULL)
         h2->next->prev = h2->prev;
-    server->stats.n_connections--;
+    td_metric_set(server->m_connections, --server->stats.n_connections);
     td_task_defer(&server->settle);
 }
 
@@ -87,6 +88,7 @@ static void on_conn(void *user)
     td_err err;
     if (server->stats.n_connections >= c->max_connections) {
         td_listener_refuse(server->listener);
+        td_metric_add(server->m_refused, 1);
         if (server->stats.n_refused++ == 0)
             td_warn("rpc.conn.refused", "name=%s connections=%u", c->name,
                     server->stats.n_connections);
@@ -111,6 +113,7 @@ static void on_conn(void *user)
         st = td_listener_accept(server->listener, &td_h2_conn_events, h2, &conn, &err);
     if (st < 0) {
         td_h2_discard(h2);
+        td_metric_add(server->m_refused, 1);
         server->stats.n_refused++;
         td_warn("rpc.conn.refused", "name=%s why=\"%s\"", c->name, err.text);
         return;
@@ -121,7 +124,7 @@ static void on_conn(void *user)
     if (h2->next != NULL)
         h2->next->prev = h2;
     server->conns = h2;
-    server->stats.n_connections++;
+    td_metric_set(server->m_connections, ++server->stats.n_connections);
     server->stats.n_accepted++;
     td_h2_start(h2, conn, true);
 }
@@ -235,6 +238,21 @@ static void on_drain_timer(td_timer *timer, void *user)
         td_h2_goaway(h2, false);
 }
 
+static void add_metrics(td_rpc_server *server)
+{
+    td_metrics *m = server->conf.metrics;
+    char labels[80];
+    if (m == NULL)
+        return;
+    snprintf(labels, sizeof(labels), "server=\"%.64s\"", server->conf.name);
+    server->m_connections = td_metrics_get(m, TD_GAUGE, "tandem_rpc_connections", labels,
+                                           "connections to the gRPC server");
+    server->m_refused = td_metrics_get(m, TD_COUNTER, "tandem_rpc_connections_refused_total",
+                                       labels, "connections refused for their number or memory");
+    server->m_cut_off = td_metrics_get(m, TD_COUNTER, "tandem_rpc_calls_cut_off_total", labels,
+                                       "calls whose client did not read its answer");
+}
+
 td_status td_rpc_server_open(td_loop *loop, const td_rpc_server_conf *conf, td_rpc_server **out,
                              td_err *err)
 {
@@ -246,6 +264,7 @@ td_status td_rpc_server_open(td_loop *loop, const td_rpc_server_conf *conf, td_r
     set_defaults(&server->conf);
     server->assembly.max = server->conf.max_assembly_bytes;
     server->queued.max = server->conf.max_queued_bytes;
+    add_metrics(server);
     td_timer_init(&server->drain_timer, loop, on_drain_timer, server);
     td_task_init(&server->settle, loop, settle, server);
     td_status st = sort_methods(server, err);

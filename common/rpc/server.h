@@ -6,6 +6,7 @@
  * td_rpc_call_*() or td_rpc_server_*() function, so any of them may be called in any callback. */
 #ifndef TD_RPC_SERVER_H
 #define TD_RPC_SERVER_H
+#include "common/base/metrics.h"
 #include "common/loop/loop.h"
 #include "common/rpc/addr.h"
 #include "common/rpc/grpc_status.h"
@@ -44,7 +45,8 @@ typedef struct {                  /* 0 takes the default in brackets */
     td_security security;         /* [TD_PLAINTEXT] */
     const td_rpc_method *methods; /* must outlive the server */
     uint32_t n_methods;
-    const char *name; /* in log lines; ["rpc"]; must outlive the server */
+    const char *name;    /* in log lines and metrics' labels; ["rpc"]; must outlive the server */
+    td_metrics *metrics; /* [NULL: none] connections, refused ones, calls cut off */
 
     uint32_t max_connections;  /* [1024] one more is accepted and closed at once */
     uint32_t max_streams;      /* [1024] calls at a time on one connection */
@@ -106,8 +108,6 @@ void td_rpc_call_fail(td_rpc_call *call, const td_err *err);
 
 size_t td_rpc_call_queued_bytes(const td_rpc_call *call); /* not yet handed to the connection */
 int64_t td_rpc_call_deadline_ns(const td_rpc_call *call); /* absolute; 0: the client gave none */
-const char *td_rpc_call_path(const td_rpc_call *call);
-const char *td_rpc_call_peer(const td_rpc_call *call); /* "127.0.0.1:40312" */
 /* A request header by its lower-case name; NULL: not there. Valid as long as the call. */
 const char *td_rpc_call_header(const td_rpc_call *call, const char *name);
 /* A response header; before the first send(). Lower-case name. TD_INVALID: too late or not a legal

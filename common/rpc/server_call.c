@@ -393,6 +393,7 @@ static void cut_off(td_rpc_call *call, size_t queued)
     td_info("rpc.call.cut_off", "name=%s peer=%s path=%s queued=%zu", call->server->conf.name,
             call->peer, call->method->path, queued);
     call->server->stats.n_cut_off++;
+    td_metric_add(call->server->m_cut_off, 1);
     enter(call, CALL_CUT_OFF);
     td_timer_stop(&call->timer);
     td_h2_reset(&call->s, NGHTTP2_ENHANCE_YOUR_CALM);
@@ -455,16 +456,6 @@ size_t td_rpc_call_queued_bytes(const td_rpc_call *call)
 int64_t td_rpc_call_deadline_ns(const td_rpc_call *call)
 {
     return call->deadline_ns;
-}
-
-const char *td_rpc_call_path(const td_rpc_call *call)
-{
-    return call->method->path;
-}
-
-const char *td_rpc_call_peer(const td_rpc_call *call)
-{
-    return call->peer;
 }
 
 const char *td_rpc_call_header(const td_rpc_call *call, const char *name)

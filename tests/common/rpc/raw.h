@@ -118,18 +118,26 @@ typedef struct {
     uint8_t in[65536];
 } raw_client;
 
-static inline void raw_connect(raw_client *c, uint16_t port)
+/* rcvbuf: bytes that wait unread in the socket, set before the window is announced; 0: as usual. */
+static inline void raw_connect_small(raw_client *c, uint16_t port, int rcvbuf)
 {
     memset(c, 0, sizeof(*c));
     struct sockaddr_in sa = {.sin_family = AF_INET, .sin_port = htons(port)};
     sa.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
     c->fd = socket(AF_INET, SOCK_STREAM, 0);
     TD_TRUE(c->fd >= 0);
+    if (rcvbuf > 0)
+        setsockopt(c->fd, SOL_SOCKET, SO_RCVBUF, &rcvbuf, sizeof(rcvbuf));
     TD_EQ(0, connect(c->fd, (struct sockaddr *)&sa, sizeof(sa)));
     int one = 1;
     setsockopt(c->fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
     TD_EQ(0, nghttp2_hd_deflate_new(&c->deflater, 4096));
     TD_EQ(0, nghttp2_hd_inflate_new(&c->inflater));
+}
+
+static inline void raw_connect(raw_client *c, uint16_t port)
+{
+    raw_connect_small(c, port, 0);
 }
 
 static inline void raw_close(raw_client *c)

@@ -100,7 +100,9 @@ TEST(more_connections_than_allowed_are_closed_at_once)
     raw_server s;
     raw_client c[5];
     raw_answer *a = malloc(sizeof(*a));
-    td_rpc_server_conf conf = {.max_connections = 3};
+    td_metrics *metrics;
+    TD_EQ(TD_OK, td_metrics_create(8, &metrics, NULL));
+    td_rpc_server_conf conf = {.max_connections = 3, .name = "test", .metrics = metrics};
     raw_server_start(&s, &conf);
     for (int i = 0; i < 3; i++) {
         raw_connect(&c[i], s.port);
@@ -114,12 +116,18 @@ TEST(more_connections_than_allowed_are_closed_at_once)
     raw_server_stats(&s);
     TD_EQ(3, s.stats.n_connections);
     TD_EQ(2, s.stats.n_refused);
+    TD_EQ(3, td_metric_value(td_metrics_get(metrics, TD_GAUGE, "tandem_rpc_connections",
+                                            "server=\"test\"", "")));
+    TD_EQ(2,
+          td_metric_value(td_metrics_get(
+              metrics, TD_COUNTER, "tandem_rpc_connections_refused_total", "server=\"test\"", "")));
     for (int i = 0; i < 5; i++)
         raw_close(&c[i]);
     raw_server_settles(&s);
     still_serves(&s);
     free(a);
     raw_server_stop(&s);
+    td_metrics_destroy(metrics);
 }
 
 TEST(answers_nobody_reads_are_bounded)
@@ -130,15 +138,36 @@ TEST(answers_nobody_reads_are_bounded)
                                .stall_ms = 600000,
                                .keepalive_ms = 600000,
                                .idle_ms = 600000}; /* none of them may be what ends it */
-    open_both(&s, &c, &conf);
-    int small = 2048;
-    setsockopt(c.fd, SOL_SOCKET, SO_RCVBUF, &small, sizeof(small));
+    raw_server_start(&s, &conf);
+    raw_connect_small(&c, s.port, 16384);
     raw_hello(&c); /* SETTINGS not acknowledged: streams beyond 16 are refused one by one */
     bool alive = true;
     raw_header get = {":method", "GET"}; /* each is answered with HEADERS or RST_STREAM */
     for (uint32_t id = 1; id < 4000000 && alive; id += 2)
         alive = raw_request(&c, id, NGHTTP2_FLAG_END_STREAM, NULL, &get, 1);
     TD_TRUE(!alive);
+    still_serves(&s);
+    close_both(&s, &c);
+}
+
+TEST(many_answers_at_once_are_fine_for_a_client_that_reads)
+{
+    enum { N = 20000 };
+    raw_server s;
+    raw_client c;
+    td_rpc_server_conf conf = {.max_streams = 16};
+    open_both(&s, &c, &conf);
+    raw_hello(&c);
+    uint32_t n_answers = 0;
+    raw_header get = {":method", "GET"};
+    for (uint32_t i = 0, id = 1; i < N; i += 4000) {
+        for (uint32_t k = 0; k < 4000; k++, id += 2) /* far more than may be open: refused */
+            TD_TRUE(raw_request(&c, id, NGHTTP2_FLAG_END_STREAM, NULL, &get, 1));
+        while (n_answers < i + 4000 && raw_read_frame(&c, 5000))
+            n_answers += (c.in_type == NGHTTP2_HEADERS || c.in_type == NGHTTP2_RST_STREAM) &&
+                         (c.in_id & 1) != 0;
+    }
+    TD_TRUE(n_answers >= N);
     still_serves(&s);
     close_both(&s, &c);
 }

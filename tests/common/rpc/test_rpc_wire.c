@@ -335,7 +335,9 @@ TEST(a_client_that_does_not_read_is_cut_off)
     raw_server s;
     raw_client c;
     raw_answer *a = malloc(sizeof(*a));
-    open_both(&s, &c, NULL);
+    td_metrics *metrics;
+    TD_EQ(TD_OK, td_metrics_create(8, &metrics, NULL));
+    open_both(&s, &c, &(td_rpc_server_conf){.metrics = metrics});
     raw_hello(&c);
     raw_request(&c, 1, 0, "/test.Echo/Stream", NULL, 0);
     /* stream window 64 KiB by default; asks for 10 MB at once and never opens it */
@@ -345,6 +347,8 @@ TEST(a_client_that_does_not_read_is_cut_off)
     TD_EQ(NGHTTP2_ENHANCE_YOUR_CALM, a->reset);
     raw_server_stats(&s);
     TD_EQ(1, s.stats.n_cut_off);
+    TD_EQ(1, td_metric_value(td_metrics_get(metrics, TD_COUNTER, "tandem_rpc_calls_cut_off_total",
+                                            "server=\"rpc\"", "")));
     TD_EQ(TD_GRPC_RESOURCE_EXHAUSTED, s.echo.last_cancel);
     TD_EQ(TD_EXHAUSTED, s.echo.last_send);
     TD_TRUE(s.echo.n_sent * 1005 <= (1 << 20) + 1005);
@@ -354,6 +358,7 @@ TEST(a_client_that_does_not_read_is_cut_off)
     TD_EQ(0, a->grpc);
     free(a);
     close_both(&s, &c);
+    td_metrics_destroy(metrics);
 }
 
 TEST(an_answer_nobody_takes_is_dropped_in_time)
