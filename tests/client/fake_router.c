@@ -281,6 +281,7 @@ static void on_list_links(td_rpc_call *call, void *user, const void *msg, size_t
     res.n_links = 1;
     res.unreachable = (char **)missed;
     res.n_unreachable = f->unreached ? 1 : 0;
+    res.omitted = f->cut ? 7 : 0;
     td_message_reply(call, &res.base);
 }
 
@@ -308,6 +309,7 @@ static void on_list_transfers(td_rpc_call *call, void *user, const void *msg, si
     entry.transfer = &transfer;
     res.transfers = entries;
     res.n_transfers = live_only ? 0 : 1;
+    res.omitted = f->cut ? 7 : 0;
     td_message_reply(call, &res.base);
 }
 

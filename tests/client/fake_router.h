@@ -29,6 +29,7 @@ typedef struct {
     int64_t idle_ms;                         /* of a connection; 0: the server's default */
     atomic_bool not_serving;                 /* what health says */
     atomic_bool no_pair;                     /* status has no decode daemon that is ready */
+    atomic_bool cut;                         /* kv lists leave 7 rows out */
     atomic_bool unreached;                   /* kv lists miss a worker */
     atomic_bool stopped;                     /* "stop" was asked; false lets it go on */
     atomic_int n_calls, n_cancelled, n_open; /* of Generate; open now */
