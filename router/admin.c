@@ -154,39 +154,46 @@ static uint32_t choose_rows(fan_out *f, size_t room)
     return n_omitted;
 }
 
-/* One reply from all answers; rows point into them. */
-static void reply(const fan_out *f, void **pointers, char **unreachable, size_t n_unreachable,
-                  uint32_t n_omitted)
+static size_t rows_shown(const fan_part *p)
+{
+    return p->answer != NULL ? p->n_shown : 0;
+}
+
+/* One reply from all answers; rows point into them. rows and pointers: for those that are shown. */
+static void reply(const fan_out *f, void *rows, void **pointers, char **unreachable,
+                  size_t n_unreachable, uint32_t n_omitted)
 {
     size_t n = 0;
     if (f->links) {
-        Tandem__V1__LinkEntry **rows = (Tandem__V1__LinkEntry **)pointers;
+        Tandem__V1__LinkEntry *links = rows;
         for (uint32_t i = 0; i < f->n_parts; i++)
-            for (size_t j = 0; j < f->parts[i].n_shown; j++, n++) {
-                *rows[n] = (Tandem__V1__LinkEntry)TANDEM__V1__LINK_ENTRY__INIT;
-                rows[n]->worker = f->parts[i].worker->address;
-                rows[n]->link = ((Tandem__V1__GetLinksResponse *)f->parts[i].answer)->links[j];
+            for (size_t j = 0; j < rows_shown(&f->parts[i]); j++, n++) {
+                links[n] = (Tandem__V1__LinkEntry)TANDEM__V1__LINK_ENTRY__INIT;
+                pointers[n] = &links[n];
+                links[n].worker = f->parts[i].worker->address;
+                links[n].link = ((Tandem__V1__GetLinksResponse *)f->parts[i].answer)->links[j];
             }
         Tandem__V1__ListLinksResponse res = TANDEM__V1__LIST_LINKS_RESPONSE__INIT;
         res.n_links = n;
-        res.links = rows;
+        res.links = (Tandem__V1__LinkEntry **)pointers;
         res.n_unreachable = n_unreachable;
         res.unreachable = unreachable;
         res.omitted = n_omitted;
         td_message_reply(f->call, &res.base);
         return;
     }
-    Tandem__V1__TransferEntry **rows = (Tandem__V1__TransferEntry **)pointers;
+    Tandem__V1__TransferEntry *transfers = rows;
     for (uint32_t i = 0; i < f->n_parts; i++)
-        for (size_t j = 0; j < f->parts[i].n_shown; j++, n++) {
-            *rows[n] = (Tandem__V1__TransferEntry)TANDEM__V1__TRANSFER_ENTRY__INIT;
-            rows[n]->worker = f->parts[i].worker->address;
-            rows[n]->transfer =
+        for (size_t j = 0; j < rows_shown(&f->parts[i]); j++, n++) {
+            transfers[n] = (Tandem__V1__TransferEntry)TANDEM__V1__TRANSFER_ENTRY__INIT;
+            pointers[n] = &transfers[n];
+            transfers[n].worker = f->parts[i].worker->address;
+            transfers[n].transfer =
                 ((Tandem__V1__GetTransfersResponse *)f->parts[i].answer)->transfers[j];
         }
     Tandem__V1__ListTransfersResponse res = TANDEM__V1__LIST_TRANSFERS_RESPONSE__INIT;
     res.n_transfers = n;
-    res.transfers = rows;
+    res.transfers = (Tandem__V1__TransferEntry **)pointers;
     res.n_unreachable = n_unreachable;
     res.unreachable = unreachable;
     res.omitted = n_omitted;
@@ -206,17 +213,14 @@ static void finish(fan_out *f)
     }
     uint32_t n_omitted = choose_rows(f, n_taken < max ? max - n_taken : 0);
     for (uint32_t i = 0; i < f->n_parts; i++)
-        n_rows += f->parts[i].n_shown;
+        n_rows += rows_shown(&f->parts[i]);
     size_t row_bytes = f->links ? sizeof(Tandem__V1__LinkEntry) : sizeof(Tandem__V1__TransferEntry);
-    char *rows = calloc(n_rows + 1, row_bytes);
+    void *rows = calloc(n_rows + 1, row_bytes);
     void **pointers = calloc(n_rows + 1, sizeof(*pointers));
-    if (rows == NULL || pointers == NULL) {
+    if (rows == NULL || pointers == NULL)
         td_rpc_call_finish(f->call, TD_GRPC_RESOURCE_EXHAUSTED, "no memory for the answer");
-    } else {
-        for (size_t i = 0; i < n_rows; i++)
-            pointers[i] = rows + i * row_bytes;
-        reply(f, pointers, unreachable, n_unreachable, n_omitted);
-    }
+    else
+        reply(f, rows, pointers, unreachable, n_unreachable, n_omitted);
     free(rows);
     free(pointers);
     fan_out_free(f);
