@@ -123,6 +123,7 @@ TEST(a_lost_request_that_fits_on_no_other_decode_is_unavailable_at_once)
     RUN_UNTIL(&w, p.r == NULL);
     TD_TRUE(ended_within(&p, since, 2000));
     TD_EQ(TD_GRPC_UNAVAILABLE, p.outcome.status);
+    TD_EQ(0, strncmp(p.outcome.message, "decode daemon 127.0.0.1:", 24)); /* what was lost */
     TD_TRUE(strstr(p.outcome.message, "needs 5 KV pages") != NULL);
     TD_TRUE(strstr(p.outcome.message, "of another decode daemon, the largest has 4") != NULL);
     world_close(&w);
