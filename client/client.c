@@ -12,6 +12,8 @@
 
 #define DEFAULT_ROUTER "127.0.0.1:7400"
 #define DEFAULT_CONNECT_MS 5000
+#define DEFAULT_KEEPALIVE_MS 10000
+#define DEFAULT_KEEPALIVE_REPLY_MS 5000
 #define DEFAULT_MAX_MESSAGE ((size_t)64 << 20)
 #define CONNECT_GRACE_MS 1000 /* the connection's own deadline speaks first: it knows why */
 
@@ -226,6 +228,9 @@ static td_status open_rpc(td_client *c, const td_client_conf *conf, const td_add
         .on_state = on_state,
         .user = c,
         .connect_ms = c->connect_ms,
+        .keepalive_ms = conf->keepalive_ms > 0 ? conf->keepalive_ms : DEFAULT_KEEPALIVE_MS,
+        .keepalive_reply_ms =
+            conf->keepalive_reply_ms > 0 ? conf->keepalive_reply_ms : DEFAULT_KEEPALIVE_REPLY_MS,
         .max_message_bytes =
             conf->max_message_bytes > 0 ? conf->max_message_bytes : DEFAULT_MAX_MESSAGE,
     };

@@ -1,9 +1,10 @@
 /* tandem.h - libtandem, the C client of a tandem router: tandem.v1.Inference, tandem.v1.Admin and
  * the health check. Needs no other header of tandem, unless the answers of Admin are looked into.
  *
- * A call blocks until it is answered, its deadline passes or td_client_cancel() ends it. One thread
- * at a time per client; no calls from within its callbacks. Connections are made when a call needs
- * one, and again when they broke. Opening a client makes the process ignore SIGPIPE. */
+ * A call blocks until it is answered, its deadline passes, the router falls silent or
+ * td_client_cancel() ends it. One thread at a time per client; no calls from within its callbacks.
+ * Connections are made when a call needs one, and again when they broke. Opening a client makes the
+ * process ignore SIGPIPE. */
 #ifndef TD_CLIENT_TANDEM_H
 #define TD_CLIENT_TANDEM_H
 #include <stdbool.h>
@@ -47,6 +48,9 @@ typedef struct {              /* 0 and NULL take the default in brackets */
     int64_t timeout_ms;       /* of every call [0: none but the router's own] */
     int64_t connect_ms;       /* [5 s] to reach the router */
     size_t max_message_bytes; /* [64 MiB] of one message, either way */
+    /* A router that is silent while a call runs is pinged after keepalive_ms [10 s]; if nothing
+     * comes for keepalive_reply_ms [5 s] more, it is unreachable. */
+    int64_t keepalive_ms, keepalive_reply_ms;
 } td_client_conf;
 
 /* err (NULL is fine, everywhere) says what was wrong; only INVALID_ARGUMENT (address) and

@@ -272,6 +272,7 @@ static td_status open_server(daemon_state *d, const td_addr *listen, td_err *err
         .methods = d->methods,
         .n_methods = N_METHODS,
         .name = "control",
+        .metrics = d->metrics,
         .max_message_bytes = TD_WORKER_MAX_MESSAGE,
     };
     return td_rpc_server_open(d->loop, &conf, &d->server, err);

@@ -2,6 +2,7 @@
 
 #include "common/base/clock.h"
 #include "common/base/log.h"
+#include "common/base/version.h"
 #include "common/serve/fingerprint.h"
 #include "common/serve/message.h"
 
@@ -164,7 +165,7 @@ static td_status say_hello(td_peer *p, td_err *err)
     Tandem__V1__ConnectRequest msg = TANDEM__V1__CONNECT_REQUEST__INIT;
     msg.incarnation = (char *)c->incarnation;
     msg.address = (char *)c->address;
-    msg.build = (char *)TANDEM_VERSION;
+    msg.build = (char *)td_version();
     msg.n_fingerprint = fp.n;
     msg.fingerprint = fp.pointers;
     td_rpc_request_args args = {.path = "/tandem.v1.Prefill/Connect",

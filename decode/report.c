@@ -91,6 +91,20 @@ static void fill_live(const td_decode_report *d, td_request *r, int64_t now,
     row->role = (char *)"reader";
 }
 
+static void fill_recent(const td_recent *e, int64_t now, Tandem__V1__Transfer *row)
+{
+    row->request_id = (char *)e->id;
+    row->peer = (char *)e->peer;
+    row->stage = (char *)e->stage;
+    row->error = (char *)e->error;
+    row->age_s = (double)(now - e->ended_ns) / 1e9;
+    row->pages = (uint32_t)(e->n_pages * e->n_bytes / e->n_bytes_total);
+    row->pages_total = e->n_pages;
+    row->bytes = e->n_bytes;
+    row->bytes_total = e->n_bytes_total;
+    row->role = (char *)"reader";
+}
+
 uint32_t td_decode_report_transfers(void *user, bool live_only, Tandem__V1__Transfer *rows)
 {
     const td_decode_report *d = user;
@@ -98,26 +112,20 @@ uint32_t td_decode_report_transfers(void *user, bool live_only, Tandem__V1__Tran
     uint32_t n = 0;
     if (d->requests == NULL)
         return 0;
-    for (uint32_t i = 0; i < td_requests_rows(d->requests) && n < TD_WORKER_MAX_ROWS; i++) {
+    for (uint32_t i = 0; i < td_requests_rows(d->requests); i++) {
         td_request *r = td_requests_row(d->requests, i);
         if (r->state == TD_REQUEST_FREE || (live_only && r->state == TD_REQUEST_RUNNING))
             continue;
-        fill_live(d, r, now, &rows[n++]);
+        if (n < TD_WORKER_MAX_ROWS)
+            fill_live(d, r, now, &rows[n]);
+        n++;
     }
-    for (uint32_t i = 0; !live_only && n < TD_WORKER_MAX_ROWS; i++) {
+    for (uint32_t i = 0; !live_only; i++, n++) {
         const td_recent *e = td_requests_recent(d->requests, i);
         if (e == NULL)
             break;
-        rows[n].request_id = (char *)e->id;
-        rows[n].peer = (char *)e->peer;
-        rows[n].stage = (char *)e->stage;
-        rows[n].error = (char *)e->error;
-        rows[n].age_s = (double)(now - e->ended_ns) / 1e9;
-        rows[n].pages = (uint32_t)(e->n_pages * e->n_bytes / e->n_bytes_total);
-        rows[n].pages_total = e->n_pages;
-        rows[n].bytes = e->n_bytes;
-        rows[n].bytes_total = e->n_bytes_total;
-        rows[n++].role = (char *)"reader";
+        if (n < TD_WORKER_MAX_ROWS)
+            fill_recent(e, now, &rows[n]);
     }
     return n;
 }

@@ -144,6 +144,7 @@ static td_status open_server(daemon_state *d, const td_addr *listen, td_err *err
         .methods = d->methods,
         .n_methods = N_METHODS,
         .name = "control",
+        .metrics = d->metrics,
         .max_message_bytes = TD_WORKER_MAX_MESSAGE,
         .max_backlog_bytes = 16U << 20, /* a decode daemon that is slow to read holds KV, not us */
         .keepalive_ms = 1000,

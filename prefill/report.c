@@ -58,26 +58,32 @@ static const char *stage_of(const td_prompt *p)
     }
 }
 
+static void fill_row(const td_prefill_report *r, const td_prompt *p, int64_t now,
+                     Tandem__V1__Transfer *row)
+{
+    row->request_id = (char *)p->id;
+    row->peer = (char *)p->reader->address;
+    row->stage = (char *)stage_of(p);
+    row->role = (char *)"source";
+    row->age_s = (double)(now - p->since_ns) / 1e9;
+    row->pages = p->n_done == p->n_tokens ? p->n_pages : (uint32_t)p->n_done / TD_PAGE_TOKENS;
+    row->pages_total = p->n_pages;
+    row->bytes_total = p->n_pages * td_prefill_engine_layout(r->engine)->page_stride;
+}
+
 uint32_t td_prefill_report_transfers(void *user, bool live_only, Tandem__V1__Transfer *rows)
 {
     const td_prefill_report *r = user;
     int64_t now = td_now_ns();
     uint32_t n = 0;
     (void)live_only; /* a source knows live ones only */
-    for (uint32_t i = 0;
-         r->prompts != NULL && i < td_prompts_rows(r->prompts) && n < TD_WORKER_MAX_ROWS; i++) {
+    for (uint32_t i = 0; r->prompts != NULL && i < td_prompts_rows(r->prompts); i++) {
         const td_prompt *p = td_prompts_row(r->prompts, i);
         if (p->state == TD_PROMPT_FREE)
             continue;
-        rows[n].request_id = (char *)p->id;
-        rows[n].peer = (char *)p->reader->address;
-        rows[n].stage = (char *)stage_of(p);
-        rows[n].role = (char *)"source";
-        rows[n].age_s = (double)(now - p->since_ns) / 1e9;
-        rows[n].pages =
-            p->n_done == p->n_tokens ? p->n_pages : (uint32_t)p->n_done / TD_PAGE_TOKENS;
-        rows[n].pages_total = p->n_pages;
-        rows[n++].bytes_total = p->n_pages * td_prefill_engine_layout(r->engine)->page_stride;
+        if (n < TD_WORKER_MAX_ROWS)
+            fill_row(r, p, now, &rows[n]);
+        n++;
     }
     return n;
 }

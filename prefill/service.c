@@ -2,6 +2,7 @@
 
 #include "common/base/clock.h"
 #include "common/base/log.h"
+#include "common/base/version.h"
 #include "common/serve/fingerprint.h"
 #include "common/serve/message.h"
 #include "proto/tandem/v1/prefill.pb-c.h"
@@ -39,7 +40,7 @@ static void reply_connect(td_prefill_service *s, td_rpc_call *call)
     ProtobufCBinaryData descriptors[TD_PREFILL_MAX_RANKS];
     Tandem__V1__ConnectResponse res = TANDEM__V1__CONNECT_RESPONSE__INIT;
     res.incarnation = (char *)td_serve_incarnation(s->serve);
-    res.build = (char *)TANDEM_VERSION;
+    res.build = (char *)td_version();
     res.n_fingerprint = fp.n;
     res.fingerprint = fp.pointers;
     res.ranks = s->conf->ranks;

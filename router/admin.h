@@ -15,7 +15,8 @@ typedef struct {
     const char *(*state)(void *user);
     double (*uptime_s)(void *user);
     void *user;
-    uint32_t n_asking; /* calls that wait for workers */
+    size_t max_answer_bytes; /* lists are cut to it, and say so; 0: 4 MiB, as messages are */
+    uint32_t n_asking;       /* calls that wait for workers */
 } td_admin;
 
 /* admin outlives the server. */

@@ -10,7 +10,6 @@
 #include <string.h>
 
 #define MAX_ATTEMPTS 2
-#define DEFAULT_PAGE_TOKENS 64
 #define MIN_LOOK_NS (100 * TD_NS_PER_MS)
 
 struct td_dispatch {
@@ -18,6 +17,7 @@ struct td_dispatch {
     td_record *head, *tail; /* the queue */
     td_record **running;    /* [max_requests], [n_running] in use */
     uint32_t n_running, n_queued;
+    uint64_t seen_changes; /* of the registry, when the queue was last looked through */
     td_task pump;
     td_metric *m_active, *m_queued, *m_streams, *m_retries;
 };
@@ -108,6 +108,48 @@ void td_dispatch_cancel(td_dispatch *d, td_record *r)
 
 /* ---- a queued record ---- */
 
+static td_need need_of(const td_record *r)
+{
+    return (td_need){.n_prompt = r->n_prompt, .max_tokens = r->max_tokens};
+}
+
+/* TD_TOO_LARGE: every ready worker of a role, but for the one to avoid, is too small for it even
+ * when empty. Where none is ready there is nobody to ask: it waits. */
+static td_status check_fits(const td_dispatch *d, const td_record *r, td_err *err)
+{
+    for (int role = 0; role < TD_N_ROLES; role++) {
+        const td_worker *w = td_registry_largest(d->conf.registry, (td_role)role, r->avoid[role]);
+        if (w == NULL)
+            continue;
+        td_claim claim = td_worker_claim_of(w, need_of(r));
+        if (claim.pages > td_worker_total_pages(w))
+            return td_fail(err, TD_TOO_LARGE,
+                           "can never fit: needs %u KV pages (%u prompt + %u max_tokens) of %s %s "
+                           "daemon, the largest has %u",
+                           claim.pages, r->n_prompt, r->max_tokens,
+                           r->avoid[role] != NULL ? "another" : "a", td_role_name((td_role)role),
+                           td_worker_total_pages(w));
+    }
+    return TD_OK;
+}
+
+/* When workers have changed: whoever waits for what will never come would also hold up the rest. */
+static void end_misfits(td_dispatch *d)
+{
+    uint64_t changes = td_registry_changes(d->conf.registry);
+    if (changes == d->seen_changes)
+        return;
+    d->seen_changes = changes;
+    for (td_record *r = d->head, *next; r != NULL; r = next) {
+        td_err err;
+        next = r->next;
+        if (check_fits(d, r, &err) == TD_OK)
+            continue;
+        bool lost = r->avoid[TD_ROLE_PREFILL] != NULL || r->avoid[TD_ROLE_DECODE] != NULL;
+        end_record(d, r, lost ? TD_GRPC_UNAVAILABLE : TD_GRPC_OUT_OF_RANGE, NULL, err.text);
+    }
+}
+
 static bool pair_is_ready(const td_dispatch *d, const td_record *r, td_role *missing)
 {
     for (int role = 0; role < TD_N_ROLES; role++) {
@@ -135,6 +177,13 @@ static void note_pair(td_dispatch *d, td_record *r, int64_t now, td_role *missin
         r->unready_ns = now;
 }
 
+/* As the largest worker would count them; 0: none is ready. */
+static uint32_t pages_of(const td_dispatch *d, const td_record *r, td_role role)
+{
+    const td_worker *w = td_registry_largest(d->conf.registry, role, r->avoid[role]);
+    return w != NULL ? td_worker_claim_of(w, need_of(r)).pages : 0;
+}
+
 static void on_look(td_timer *timer, void *user)
 {
     td_dispatch *d = user;
@@ -151,8 +200,8 @@ static void on_look(td_timer *timer, void *user)
     } else if (now >= r->deadline_ns) {
         snprintf(text, sizeof(text),
                  "no room: waited %.3f s for %u pages of prefill and %u of decode",
-                 (double)(now - r->arrived_ns) / 1e9, r->claim[TD_ROLE_PREFILL].pages,
-                 r->claim[TD_ROLE_DECODE].pages);
+                 (double)(now - r->arrived_ns) / 1e9, pages_of(d, r, TD_ROLE_PREFILL),
+                 pages_of(d, r, TD_ROLE_DECODE));
         end_record(d, r, TD_GRPC_RESOURCE_EXHAUSTED, NULL, text);
     } else {
         arm_wait(d, r);
@@ -184,10 +233,16 @@ static void start_again_or_end(td_dispatch *d, td_record *r, const char *message
     r->avoid[TD_ROLE_DECODE] = prefill_lost ? NULL : decode;
     r->avoid[TD_ROLE_PREFILL] = prefill_lost ? prefill : NULL;
     td_role role = prefill_lost ? TD_ROLE_PREFILL : TD_ROLE_DECODE;
+    char text[600];
+    td_err misfit;
     if (!td_registry_any_ready(d->conf.registry, role, r->avoid[role])) {
-        char text[500];
         snprintf(text, sizeof(text), "%.300s; no other %s daemon is ready", message,
                  td_role_name(role));
+        end_record(d, r, TD_GRPC_UNAVAILABLE, NULL, text);
+        return;
+    }
+    if (check_fits(d, r, &misfit) != TD_OK) {
+        snprintf(text, sizeof(text), "%.300s; %.250s", message, misfit.text);
         end_record(d, r, TD_GRPC_UNAVAILABLE, NULL, text);
         return;
     }
@@ -306,34 +361,6 @@ static void on_event(td_rpc_request *req, void *user, const void *msg, size_t le
 
 /* ---- placing ---- */
 
-static uint32_t page_tokens(const td_worker *w)
-{
-    return w->status->page_tokens > 0 ? w->status->page_tokens : DEFAULT_PAGE_TOKENS;
-}
-
-static td_claim claim_on(const td_worker *w, const td_record *r)
-{
-    uint64_t tokens = r->n_prompt;
-    if (w->role == TD_ROLE_DECODE)
-        tokens += r->max_tokens + w->status->drafts;
-    return (td_claim){.pages = (uint32_t)((tokens + page_tokens(w) - 1) / page_tokens(w)),
-                      .tokens = tokens};
-}
-
-/* The claim is the same on every worker of a role unless their page sizes differ; any ready one
- * tells. */
-static bool claim_for(td_dispatch *d, const td_record *r, td_role role, td_claim *out)
-{
-    for (uint32_t i = 0; i < td_registry_count(d->conf.registry); i++) {
-        const td_worker *w = td_registry_worker(d->conf.registry, i);
-        if (w->role != role || !td_worker_ready(w))
-            continue;
-        *out = claim_on(w, r);
-        return true;
-    }
-    return false;
-}
-
 static td_status start(td_record *r, td_err *err)
 {
     Tandem__V1__Sampling sampling = TANDEM__V1__SAMPLING__INIT;
@@ -369,12 +396,11 @@ static td_status start(td_record *r, td_err *err)
 static bool find_pair(td_dispatch *d, td_record *r, td_worker *chosen[TD_N_ROLES])
 {
     for (int role = 0; role < TD_N_ROLES; role++) {
-        if (!claim_for(d, r, (td_role)role, &r->claim[role]))
-            return false;
         chosen[role] =
-            td_registry_pick(d->conf.registry, (td_role)role, r->claim[role], r->avoid[role]);
+            td_registry_pick(d->conf.registry, (td_role)role, need_of(r), r->avoid[role]);
         if (chosen[role] == NULL)
             return false;
+        r->claim[role] = td_worker_claim_of(chosen[role], need_of(r));
     }
     return true;
 }
@@ -409,10 +435,9 @@ static bool place(td_dispatch *d, td_record *r)
 
 /* In order of arrival: a large request is not overtaken for ever by small ones. One that leaves a
  * worker out, or that no worker is ready for, does not hold up the others. */
-static void pump(td_task *task, void *user)
+static void place_queued(td_dispatch *d)
 {
-    td_dispatch *d = user;
-    (void)task;
+    end_misfits(d);
     for (td_record *r = d->head, *next; r != NULL; r = next) {
         next = r->next;
         bool special = r->avoid[TD_ROLE_PREFILL] != NULL || r->avoid[TD_ROLE_DECODE] != NULL;
@@ -421,27 +446,16 @@ static void pump(td_task *task, void *user)
     }
 }
 
+static void pump(td_task *task, void *user)
+{
+    (void)task;
+    place_queued(user);
+}
+
 void td_dispatch_pump(td_dispatch *d)
 {
     if (d->head != NULL)
         td_task_defer(&d->pump);
-}
-
-static td_status check_fits(td_dispatch *d, td_record *r, td_err *err)
-{
-    for (int role = 0; role < TD_N_ROLES; role++) {
-        td_claim claim;
-        if (!claim_for(d, r, (td_role)role, &claim))
-            continue; /* nobody to ask: it waits */
-        uint32_t most = td_registry_most_pages(d->conf.registry, (td_role)role);
-        if (claim.pages > most)
-            return td_fail(err, TD_TOO_LARGE,
-                           "can never fit: needs %u KV pages (%u prompt + %u max_tokens) of a %s "
-                           "daemon, the largest has %u",
-                           claim.pages, r->n_prompt, r->max_tokens, td_role_name((td_role)role),
-                           most);
-    }
-    return TD_OK;
 }
 
 td_status td_dispatch_submit(td_dispatch *d, td_record *r, td_err *err)
@@ -456,6 +470,8 @@ td_status td_dispatch_submit(td_dispatch *d, td_record *r, td_err *err)
     }
     td_timer_init(&r->timer, d->conf.loop, on_look, d);
     td_worker *chosen[TD_N_ROLES];
+    if (d->n_queued > 0 && d->n_queued >= d->conf.queue_length)
+        place_queued(d); /* those that only wait for the pump to come are no queue */
     if (d->n_queued >= d->conf.queue_length && (d->n_queued > 0 || !find_pair(d, r, chosen))) {
         st = td_fail(err, TD_EXHAUSTED, "no room now, and the queue of %u requests is full",
                      d->conf.queue_length);
@@ -494,6 +510,7 @@ void td_dispatch_worker_lost(td_dispatch *d, td_worker *worker, const char *why)
         note_pair(d, r, now, &missing);
         arm_wait(d, r);
     }
+    td_dispatch_pump(d); /* the one that is lost may have been the only one large enough */
 }
 
 td_status td_dispatch_create(const td_dispatch_conf *conf, td_dispatch **out, td_err *err)

@@ -4,6 +4,7 @@
 #include "common/base/log.h"
 #include "common/serve/message.h"
 #include "proto/wire.h"
+#include "router/call_id.h"
 #include "router/check.h"
 #include "router/front_text.h"
 
@@ -162,13 +163,16 @@ static void finish_generation(generation *g, const char *reason)
     td_emitter_ready(&g->emitter, &text, &n_text, &ids, &n_ids);
     res.token_ids = (uint32_t *)ids;
     res.n_token_ids = n_ids;
+    td_status st = send_response(g, &res, text, n_text);
+    if (st != TD_OK) { /* without its last message no answer is a success */
+        fail_generation(g, td_grpc_from_status(st), td_status_text(st));
+        return;
+    }
     td_metric_add(g->front->m_ok, 1);
     td_metric_add(g->front->m_tokens, g->emitter.n_seen);
     td_metric_add(g->front->m_prompt_tokens, g->n_prompt);
     log_end(g, "OK", "");
-    td_status st = send_response(g, &res, text, n_text);
-    td_rpc_call_finish(g->call, st == TD_OK ? TD_GRPC_OK : td_grpc_from_status(st),
-                       st == TD_OK ? NULL : td_status_text(st));
+    td_rpc_call_finish(g->call, TD_GRPC_OK, NULL);
     generation_free(g);
 }
 
@@ -362,16 +366,6 @@ static td_status check_request(generation *g, const void *msg, size_t len, td_er
     return keep_stops(g, stops, n_stops, err);
 }
 
-/* The client's id, or one that is made: also for the answer and the log line of a refusal. */
-static td_status take_id(generation *g, td_err *err)
-{
-    td_status st = td_check_request_id(td_rpc_call_header(g->call, "x-request-id"), g->id, err);
-    if (st != TD_OK)
-        td_request_id_make(g->id);
-    td_rpc_call_set_header(g->call, "x-request-id", g->id);
-    return st;
-}
-
 static void on_generate(td_rpc_call *call, void *user, const void *msg, size_t len)
 {
     td_front *f = user;
@@ -391,7 +385,7 @@ static void on_generate(td_rpc_call *call, void *user, const void *msg, size_t l
     td_metric_set(f->m_active, f->n_active);
     td_rpc_call_set_data(call, g);
     td_err err;
-    td_status st = take_id(g, &err);
+    td_status st = td_call_id_take(call, g->id, &err);
     if (st == TD_OK)
         st = check_request(g, msg, len, &err);
     if (st == TD_OK)
@@ -420,6 +414,8 @@ static void on_get_model(td_rpc_call *call, void *user, const void *msg, size_t 
     const td_model_info *m = f->conf.model;
     ProtobufCMessage *message;
     td_err err;
+    if (!td_call_id_echo(call))
+        return;
     td_status st =
         td_message_unpack(&tandem__v1__get_model_request__descriptor, msg, len, &message, &err);
     if (st == TD_OK) {

@@ -3,6 +3,7 @@
 #include "common/serve/message.h"
 #include "proto/tandem/v1/inference.pb-c.h"
 #include "proto/wire.h"
+#include "router/call_id.h"
 #include "router/check.h"
 
 #include <stdlib.h>
@@ -119,6 +120,8 @@ static void on_tokenize(td_rpc_call *call, void *user, const void *msg, size_t l
     td_text_service *s = user;
     ProtobufCMessage *message;
     td_err err;
+    if (!td_call_id_echo(call))
+        return;
     td_status st =
         td_message_unpack(&tandem__v1__tokenize_request__descriptor, msg, len, &message, &err);
     if (st != TD_OK) {
@@ -174,6 +177,8 @@ static void on_detokenize(td_rpc_call *call, void *user, const void *msg, size_t
     const td_text_service *s = user;
     ProtobufCMessage *message;
     td_err err;
+    if (!td_call_id_echo(call))
+        return;
     td_status st =
         td_message_unpack(&tandem__v1__detokenize_request__descriptor, msg, len, &message, &err);
     if (st != TD_OK) {

@@ -168,6 +168,7 @@ static td_status open_server(router *r, const td_addr *listen, td_err *err)
                           .incarnation = td_serve_incarnation(r->serve),
                           .state = state_name,
                           .uptime_s = uptime_s,
+                          .max_answer_bytes = r->conf.max_message_bytes,
                           .user = r};
     td_rpc_method *row = r->methods;
     td_front_methods(r->front, row);
@@ -179,6 +180,7 @@ static td_status open_server(router *r, const td_addr *listen, td_err *err)
         .methods = r->methods,
         .n_methods = N_METHODS,
         .name = "front",
+        .metrics = r->metrics,
         .max_message_bytes = r->conf.max_message_bytes,
         .max_backlog_bytes = r->conf.backlog_bytes,
     };
@@ -188,8 +190,6 @@ static td_status open_server(router *r, const td_addr *listen, td_err *err)
 static td_status boot(router *r, td_err *err)
 {
     td_addr listen, admin;
-    if (r->conf.prefill_workers.n == 0 || r->conf.decode_workers.n == 0)
-        return td_fail(err, TD_CONFIG, "prefill-workers and decode-workers need an address each");
     td_status st = td_listen_addr("listen", r->conf.listen, r->conf.allow_plaintext, &listen, err);
     if (st == TD_OK)
         st = td_listen_addr("admin", r->conf.admin, r->conf.allow_plaintext, &admin, err);

@@ -39,20 +39,33 @@ static td_status read_u32(const cJSON *json, const char *path, const char *key, 
     return TD_OK;
 }
 
-/* eos_token_id is one id or a list of them; absent is fine. */
+static bool is_eos(const td_model_info *info, uint32_t id)
+{
+    for (uint32_t i = 0; i < info->n_eos; i++)
+        if (info->eos_ids[i] == id)
+            return true;
+    return false;
+}
+
+/* eos_token_id is one id or a list of them; absent is fine. Ids that are known are not repeated:
+ * those of config.json and of generation_config.json together end a text, as in the daemons. */
 static td_status read_eos(td_model_info *info, const cJSON *json, const char *path, td_err *err)
 {
     const cJSON *eos = cJSON_GetObjectItemCaseSensitive(json, "eos_token_id");
     if (eos == NULL || cJSON_IsNull(eos))
         return TD_OK;
-    info->n_eos = 0;
     const cJSON *item = cJSON_IsArray(eos) ? eos->child : eos;
     for (; item != NULL; item = cJSON_IsArray(eos) ? item->next : NULL) {
-        if (!cJSON_IsNumber(item) || item->valuedouble < 0 ||
-            item->valuedouble >= info->vocab_size || info->n_eos == TD_MODEL_MAX_EOS)
+        uint32_t id =
+            cJSON_IsNumber(item) && item->valuedouble >= 0 && item->valuedouble < info->vocab_size
+                ? (uint32_t)item->valuedouble
+                : info->vocab_size;
+        bool known = is_eos(info, id);
+        if (id == info->vocab_size || (!known && info->n_eos == TD_MODEL_MAX_EOS))
             return td_fail(err, TD_INVALID, "%s: eos_token_id is not a list of up to %d token ids",
                            path, TD_MODEL_MAX_EOS);
-        info->eos_ids[info->n_eos++] = (uint32_t)item->valuedouble;
+        if (!known)
+            info->eos_ids[info->n_eos++] = id;
     }
     return TD_OK;
 }
@@ -127,12 +140,4 @@ void td_model_info_fini(td_model_info *info)
     free(info->name);
     td_tokenizer_destroy(info->tokenizer);
     memset(info, 0, sizeof(*info));
-}
-
-bool td_model_info_is_eos(const td_model_info *info, uint32_t id)
-{
-    for (uint32_t i = 0; i < info->n_eos; i++)
-        if (info->eos_ids[i] == id)
-            return true;
-    return false;
 }

@@ -24,5 +24,4 @@ typedef struct {
  * NULL or "" takes the folder's name. */
 td_status td_model_info_load(td_model_info *info, const char *dir, const char *name, td_err *err);
 void td_model_info_fini(td_model_info *info); /* zeroed is fine */
-bool td_model_info_is_eos(const td_model_info *info, uint32_t id);
 #endif

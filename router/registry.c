@@ -12,13 +12,15 @@
 #define SECOND_LOOK_MS 5
 /* Above what a worker takes (max-requests) and what lists of links ask: a heartbeat has room. */
 #define MAX_RPCS 8192
+#define MIN_CONNECT_MS 2000
+#define DEFAULT_PAGE_TOKENS 64
 
 struct td_registry {
     td_registry_conf conf;
     td_timer tick;
     td_worker *workers[MAX_WORKERS]; /* [n_workers] */
     uint32_t n_workers;
-    uint64_t uses;
+    uint64_t uses, n_changes;
     uint32_t n_closing;
     void (*on_closed)(void *user);
     void *closed_user;
@@ -29,10 +31,39 @@ const char *td_role_name(td_role role)
     return role == TD_ROLE_PREFILL ? "prefill" : "decode";
 }
 
+static uint32_t page_tokens(const td_worker *w)
+{
+    return w->status->page_tokens > 0 ? w->status->page_tokens : DEFAULT_PAGE_TOKENS;
+}
+
+/* Decode drafts beyond the last token. */
+static uint32_t extra_tokens(const td_worker *w)
+{
+    return w->role == TD_ROLE_DECODE ? w->status->drafts : 0;
+}
+
+/* The tokens of the longest request that it can hold when it is empty; 0 when it is not ready. */
+static uint64_t room_of(const td_worker *w)
+{
+    if (!td_worker_ready(w))
+        return 0;
+    uint64_t tokens = (uint64_t)td_worker_total_pages(w) * page_tokens(w);
+    return tokens > extra_tokens(w) ? tokens - extra_tokens(w) : 0;
+}
+
+static void note_room(td_worker *w)
+{
+    uint64_t room = room_of(w);
+    if (room != w->room)
+        w->registry->n_changes++;
+    w->room = room;
+}
+
 static void set_lost(td_worker *w, const char *why)
 {
     bool was = w->reachable;
     w->reachable = false;
+    note_room(w);
     snprintf(w->why, sizeof(w->why), "%.255s", why);
     if (!was)
         return; /* the connection's own log tells why it does not come */
@@ -88,6 +119,7 @@ static void on_heartbeat(td_rpc_request *req, void *user, const void *msg, size_
                 td_role_name(w->role), w->status->incarnation, w->status->state);
     w->reachable = true;
     w->why[0] = '\0';
+    note_room(w);
     w->registry->conf.on_change(w->registry->conf.user);
 }
 
@@ -204,12 +236,17 @@ td_status td_registry_add(td_registry *r, td_role role, const char *address, td_
     td_addr_format(&addr, w->address);
     snprintf(w->why, sizeof(w->why), "not heard yet");
     td_timer_init(&w->patience, r->conf.loop, on_patience, w);
+    int64_t timeout_ms = r->conf.heartbeat_timeout_ms;
     td_rpc_client_conf conf = {
         .peer = addr,
         .name = td_role_name(role),
         .on_state = on_state,
         .user = w,
         .backoff_max_ms = 500, /* a restarted worker is used again within its 2 seconds */
+        .connect_ms = timeout_ms > MIN_CONNECT_MS ? timeout_ms : MIN_CONNECT_MS,
+        /* A host that vanished without a FIN leaves a connection that nothing else would end. */
+        .keepalive_ms = timeout_ms,
+        .keepalive_reply_ms = timeout_ms,
         .max_requests = MAX_RPCS,
         .max_message_bytes = 16U << 20, /* a worker's limit */
     };
@@ -279,6 +316,15 @@ uint32_t td_worker_total_pages(const td_worker *w)
     return total;
 }
 
+td_claim td_worker_claim_of(const td_worker *w, td_need need)
+{
+    uint64_t tokens = need.n_prompt;
+    if (w->role == TD_ROLE_DECODE)
+        tokens += (uint64_t)need.max_tokens + extra_tokens(w);
+    return (td_claim){.pages = (uint32_t)((tokens + page_tokens(w) - 1) / page_tokens(w)),
+                      .tokens = tokens};
+}
+
 bool td_worker_has_room(const td_worker *w, td_claim claim)
 {
     if (w->full || w->n_claims >= w->status->max_requests)
@@ -302,13 +348,13 @@ static bool is_better(const td_worker *a, const td_worker *b)
     return a->last_use < b->last_use;
 }
 
-td_worker *td_registry_pick(td_registry *r, td_role role, td_claim claim, const td_worker *not_this)
+td_worker *td_registry_pick(td_registry *r, td_role role, td_need need, const td_worker *not_this)
 {
     td_worker *best = NULL;
     for (uint32_t i = 0; i < r->n_workers; i++) {
         td_worker *w = r->workers[i];
         if (w->role != role || w == not_this || !td_worker_ready(w) ||
-            !td_worker_has_room(w, claim))
+            !td_worker_has_room(w, td_worker_claim_of(w, need)))
             continue;
         if (best == NULL || is_better(w, best))
             best = w;
@@ -325,15 +371,21 @@ bool td_registry_any_ready(const td_registry *r, td_role role, const td_worker *
     return false;
 }
 
-uint32_t td_registry_most_pages(const td_registry *r, td_role role)
+const td_worker *td_registry_largest(const td_registry *r, td_role role, const td_worker *not_this)
 {
-    uint32_t most = 0;
+    const td_worker *largest = NULL;
     for (uint32_t i = 0; i < r->n_workers; i++) {
         const td_worker *w = r->workers[i];
-        if (w->role == role && td_worker_ready(w) && td_worker_total_pages(w) > most)
-            most = td_worker_total_pages(w);
+        if (w->role == role && w != not_this && td_worker_ready(w) &&
+            (largest == NULL || w->room > largest->room))
+            largest = w;
     }
-    return most;
+    return largest;
+}
+
+uint64_t td_registry_changes(const td_registry *r)
+{
+    return r->n_changes;
 }
 
 void td_worker_claim(td_worker *w, td_claim claim)

@@ -14,7 +14,12 @@ typedef enum { TD_ROLE_PREFILL, TD_ROLE_DECODE, TD_N_ROLES } td_role;
 typedef struct td_registry td_registry;
 typedef struct td_worker td_worker;
 
-/* What a request takes of a worker while it runs there. */
+/* What a request asks for, whoever serves it. */
+typedef struct {
+    uint32_t n_prompt, max_tokens;
+} td_need;
+
+/* What it takes of one worker while it runs there: page size and drafts are the worker's. */
 typedef struct {
     uint32_t pages;
     uint64_t tokens;
@@ -36,6 +41,7 @@ struct td_worker { /* read by dispatch and admin; written by the registry */
     uint32_t n_claims;
     td_claim claimed;  /* sum over the requests that this router runs there */
     uint64_t last_use; /* a counter: equal load goes to who waited longest */
+    uint64_t room;     /* tokens of the longest request it can hold; 0: it is not ready */
 };
 
 typedef struct {
@@ -58,15 +64,21 @@ td_worker *td_registry_worker(td_registry *registry, uint32_t index);
 
 bool td_worker_ready(const td_worker *worker); /* reachable and in state "ready" */
 uint32_t td_worker_total_pages(const td_worker *worker);
+td_claim td_worker_claim_of(const td_worker *worker, td_need need); /* it has been heard */
 /* Claim fits beside what this router runs there already. */
 bool td_worker_has_room(const td_worker *worker, td_claim claim);
-/* The least loaded ready worker of that role with room, `not` left out (NULL: none is). NULL: no
- * such worker. */
-td_worker *td_registry_pick(td_registry *registry, td_role role, td_claim claim,
+/* The least loaded ready worker of that role with room; `not_this` is left out (NULL: none is).
+ * NULL: no such worker. */
+td_worker *td_registry_pick(td_registry *registry, td_role role, td_need need,
                             const td_worker *not_this);
 bool td_registry_any_ready(const td_registry *registry, td_role role, const td_worker *not_this);
-/* The most pages that any ready worker of that role has in all; 0: none is ready. */
-uint32_t td_registry_most_pages(const td_registry *registry, td_role role);
+/* The ready worker of that role that can hold the longest request when it is empty; `not_this` is
+ * left out. NULL: none is ready. */
+const td_worker *td_registry_largest(const td_registry *registry, td_role role,
+                                     const td_worker *not_this);
+/* Another number whenever a worker has become ready or not, or its size has changed: what fitted
+ * may fit no more. */
+uint64_t td_registry_changes(const td_registry *registry);
 void td_worker_claim(td_worker *worker, td_claim claim);
 void td_worker_unclaim(td_worker *worker, td_claim claim);
 const char *td_role_name(td_role role);

@@ -196,7 +196,11 @@ static td_status check_required(const td_conf_spec *spec, void *conf, td_err *er
 {
     for (size_t i = 0; i < spec->n_fields; i++) {
         const td_conf_field *field = &spec->fields[i];
-        if (field->type == TD_CONF_STR && *(char **)td_conf_member(field, conf) == NULL)
+        uint64_t min_items = 0;
+        if (field->type == TD_CONF_LIST && field->min != NULL)
+            td_conf_parse_whole(field->min, &min_items);
+        if ((field->type == TD_CONF_STR && *(char **)td_conf_member(field, conf) == NULL) ||
+            (min_items > 0 && ((td_conf_list *)td_conf_member(field, conf))->n < min_items))
             return td_fail(err, TD_CONFIG, "\"%s\" must be given: %s", field->name, field->help);
     }
     return TD_OK;

@@ -32,8 +32,9 @@ typedef struct {
     size_t offset;
     td_conf_type type;
     const char *def; /* default, as text; NULL: required (STR) or empty (LIST) */
-    const char *min,
-        *max; /* bounds as text; ENUM: min is "auto|shm|tcp"; LIST: max is its length limit */
+    /* Bounds as text. ENUM: min is "auto|shm|tcp". LIST: of its length; one with a min is required.
+     */
+    const char *min, *max;
     const char *help; /* one line, with the unit */
 } td_conf_field;
 

@@ -26,17 +26,6 @@ const char *td_status_text(td_status st)
     return "unknown status";
 }
 
-td_breaks td_status_breaks(td_status st)
-{
-    switch (st) {
-#define BREAKS(name, code, breaks, text)                                                           \
-    case TD_##name: return TD_BREAKS_##breaks;
-        TD_STATUS_MAP(BREAKS)
-#undef BREAKS
-    }
-    return TD_BREAKS_PROCESS;
-}
-
 td_status(td_fail)(td_err *err, td_status st, const char *fmt, ...)
 {
     if (err == NULL)

@@ -35,14 +35,6 @@ typedef enum {
 #undef TD_STATUS_ENUM
 } td_status;
 
-typedef enum {
-    TD_BREAKS_NOTHING,
-    TD_BREAKS_REQUEST,
-    TD_BREAKS_PEER,
-    TD_BREAKS_PROCESS,
-    TD_BREAKS_DEVICE,
-} td_breaks;
-
 typedef struct {
     td_status status;
     char text[496]; /* NUL-terminated; what, where and which peer */
@@ -50,7 +42,6 @@ typedef struct {
 
 const char *td_status_name(td_status st); /* "DATA_LOSS" */
 const char *td_status_text(td_status st);
-td_breaks td_status_breaks(td_status st);
 
 /* Fills *err (NULL is fine) and returns st, so that a caller may write `return td_fail(err, TD_IO,
  * ...)`. */

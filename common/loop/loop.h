@@ -53,7 +53,6 @@ void td_timer_at(td_timer *timer, int64_t deadline_ns);
 /* Repeats without drift; a loop that was late skips the periods it missed. */
 void td_timer_every(td_timer *timer, int64_t first_ns, int64_t period_ns);
 void td_timer_stop(td_timer *timer); /* not armed, or never initialised but zeroed: fine */
-bool td_timer_armed(const td_timer *timer);
 
 /* ---- tasks: run once, soon, outside the caller's stack and before the loop sleeps ---- */
 typedef struct td_task td_task;

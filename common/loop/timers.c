@@ -146,8 +146,3 @@ void td_timer_stop(td_timer *timer)
     if (timer->loop->timers == NULL && timer->loop->firing_ns == 0)
         uv_timer_stop(&timer->loop->uv_timer);
 }
-
-bool td_timer_armed(const td_timer *timer)
-{
-    return timer->armed;
-}

@@ -91,5 +91,4 @@ void td_rpc_request_cancel(td_rpc_request *req);
 
 size_t td_rpc_request_queued_bytes(const td_rpc_request *req);
 const char *td_rpc_request_header(const td_rpc_request *req, const char *name); /* response's */
-td_rpc_client *td_rpc_request_client(const td_rpc_request *req);
 #endif

@@ -284,8 +284,3 @@ const char *td_rpc_request_header(const td_rpc_request *req, const char *name)
 {
     return td_meta_get(&req->s.headers, name);
 }
-
-td_rpc_client *td_rpc_request_client(const td_rpc_request *req)
-{
-    return req->client;
-}

@@ -13,6 +13,24 @@ static uint32_t read_be32(const uint8_t *p)
     return (uint32_t)p[0] << 24 | (uint32_t)p[1] << 16 | (uint32_t)p[2] << 8 | p[3];
 }
 
+/* ---- bounds ---- */
+
+static bool take(td_budget *budget, size_t n)
+{
+    for (const td_budget *b = budget; b != NULL; b = b->whole)
+        if (n > b->max - b->used)
+            return false;
+    for (td_budget *b = budget; b != NULL; b = b->whole)
+        b->used += n;
+    return true;
+}
+
+static void give(td_budget *budget, size_t n)
+{
+    for (td_budget *b = budget; b != NULL; b = b->whole)
+        b->used -= n;
+}
+
 /* ---- in ---- */
 
 void td_deframer_init(td_deframer *in, td_budget *budget, size_t max_message_bytes, bool whole)
@@ -26,7 +44,7 @@ void td_deframer_init(td_deframer *in, td_budget *budget, size_t max_message_byt
 
 static void drop_buf(td_deframer *in)
 {
-    in->budget->used -= in->cap;
+    give(in->budget, in->cap);
     free(in->buf);
     in->buf = NULL;
     in->len = in->cap = 0;
@@ -49,14 +67,15 @@ static bool reserve(td_deframer *in, size_t need)
     if (cap > in->want)
         cap = in->want;
     size_t more = cap - in->cap;
-    if (more > in->budget->max - in->budget->used)
+    if (!take(in->budget, more))
         return false;
     uint8_t *buf = realloc(in->buf, cap);
-    if (buf == NULL)
+    if (buf == NULL) {
+        give(in->budget, more);
         return false;
+    }
     in->buf = buf;
     in->cap = (uint32_t)cap;
-    in->budget->used += more;
     return true;
 }
 
@@ -69,8 +88,8 @@ static td_status bad(td_grpc_status *code, const char **why, td_grpc_status c, c
 
 static td_status check_head(td_deframer *in, td_grpc_status *code, const char **why)
 {
-    if (in->head[0] == 1)
-        return bad(code, why, TD_GRPC_UNIMPLEMENTED, "compressed messages are not supported");
+    if (in->head[0] == 1) /* other encodings than identity were refused with the headers */
+        return bad(code, why, TD_GRPC_INTERNAL, "a compressed message without a grpc-encoding");
     if (in->head[0] != 0)
         return bad(code, why, TD_GRPC_INTERNAL, "bad flag byte before a message");
     in->want = read_be32(in->head + 1);
@@ -165,10 +184,12 @@ static bool make_room(td_sendq *q, size_t n)
 td_status td_sendq_push(td_sendq *q, const void *msg, uint32_t len)
 {
     size_t n = (size_t)TD_FRAME_HEAD_BYTES + len;
-    if (q->budget != NULL && n > q->budget->max - q->budget->used)
+    if (!take(q->budget, n))
         return TD_FULL;
-    if (!make_room(q, n))
+    if (!make_room(q, n)) {
+        give(q->budget, n);
         return TD_NOMEM;
+    }
     uint8_t *p = q->buf + q->end;
     p[0] = 0;
     p[1] = (uint8_t)(len >> 24);
@@ -178,8 +199,6 @@ td_status td_sendq_push(td_sendq *q, const void *msg, uint32_t len)
     if (len > 0)
         memcpy(p + TD_FRAME_HEAD_BYTES, msg, len);
     q->end += n;
-    if (q->budget != NULL)
-        q->budget->used += n;
     return TD_OK;
 }
 
@@ -193,8 +212,7 @@ const uint8_t *td_sendq_peek(const td_sendq *q, size_t *len)
 void td_sendq_drop(td_sendq *q, size_t n)
 {
     td_assert(n <= q->end - q->off);
-    if (q->budget != NULL)
-        q->budget->used -= n;
+    give(q->budget, n);
     size_t end = q->off + n;
     while (q->off < end) {
         if (q->left_in_message == 0)
@@ -209,8 +227,7 @@ void td_sendq_drop(td_sendq *q, size_t n)
 
 void td_sendq_clear(td_sendq *q)
 {
-    if (q->budget != NULL)
-        q->budget->used -= q->end - q->off;
+    give(q->budget, q->end - q->off);
     q->off = q->end = 0;
     if (q->cap > KEEP_BYTES) {
         free(q->buf);

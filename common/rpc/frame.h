@@ -9,9 +9,11 @@
 
 enum { TD_FRAME_HEAD_BYTES = 5 };
 
-/* A bound that many deframers, or many send queues, share. */
-typedef struct {
+/* A bound that many deframers, or many send queues, share. What is taken of it is taken of `whole`,
+ * too: a connection's share of a server's bound. */
+typedef struct td_budget {
     size_t used, max;
+    struct td_budget *whole; /* NULL: it is nobody's share */
 } td_budget;
 
 /* In: pieces of DATA in, messages out. Zeroed, then init. */

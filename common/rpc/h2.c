@@ -298,6 +298,12 @@ static void on_conn_open(void *user)
     td_h2_schedule(h2);
 }
 
+static bool queue_is_long(const td_h2 *h2)
+{
+    return h2->limits.max_queue > 0 &&
+           nghttp2_session_get_outbound_queue_size(h2->session) > h2->limits.max_queue;
+}
+
 static void on_conn_read(void *user, const uint8_t *data, size_t len)
 {
     td_h2 *h2 = user;
@@ -312,8 +318,11 @@ static void on_conn_read(void *user, const uint8_t *data, size_t len)
                    nghttp2_strerror((int)n));
         return;
     }
-    if (h2->limits.max_queue > 0 &&
-        nghttp2_session_get_outbound_queue_size(h2->session) > h2->limits.max_queue) {
+    if (queue_is_long(h2) && !h2->writing)
+        send_frames(h2); /* it may read well: a turn of the loop can bring a lot at once */
+    if (h2->dying)
+        return;
+    if (queue_is_long(h2)) {
         td_h2_kill(h2, TD_PROTOCOL, "asks for more answers than it reads");
         return;
     }

@@ -76,6 +76,7 @@ struct td_h2 {
 
     td_h2_stream *streams;
     uint32_t n_streams;
+    td_budget assembly, queued; /* a server's: this connection's share of its bounds */
     td_task flush, reap;
     td_timer watch;
     td_loop_scratch *scratch;
@@ -96,11 +97,9 @@ struct td_h2 {
     uint32_t n_control;
 };
 
-/* Either takes over conn, whose events must be td_h2_conn_events with *out as user (see td_h2_new).
- */
 extern const td_conn_events td_h2_conn_events;
-/* Makes the session; the owner then makes the connection with td_h2_conn_events and calls
- * td_h2_start(). On failure of the latter: td_h2_discard(). */
+/* Makes the session; the owner then makes the connection, with td_h2_conn_events and *out as their
+ * user, and hands it to td_h2_start(). If there is no connection: td_h2_discard(). */
 td_status td_h2_new(td_loop *loop, const td_h2_limits *limits, const td_h2_events *events,
                     void *owner, td_h2 **out, td_err *err);
 void td_h2_start(td_h2 *h2, td_conn *conn, bool open);

@@ -4,12 +4,15 @@
 #include "common/base/log.h"
 #include "common/rpc/server_internal.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 enum {
     DRAIN_NOTICE_MS = 100, /* streams that were underway at the first GOAWAY arrive within it */
+    STREAM_FRAMES = 2,     /* other than DATA, that an open stream may have in the queue */
     MORE_QUEUED = 2048,    /* frames of a connection that belong to no stream, or to refused ones */
+    SHARES = 8,            /* that it takes to use up a server's bound */
 };
 
 static void settle(td_task *task, void *user)
@@ -60,7 +63,7 @@ static void on_gone(td_h2 *h2)
         server->conns = h2->next;
     if (h2->next != NULL)
         h2->next->prev = h2->prev;
-    server->stats.n_connections--;
+    td_metric_set(server->m_connections, --server->stats.n_connections);
     td_task_defer(&server->settle);
 }
 
@@ -85,6 +88,7 @@ static void on_conn(void *user)
     td_err err;
     if (server->stats.n_connections >= c->max_connections) {
         td_listener_refuse(server->listener);
+        td_metric_add(server->m_refused, 1);
         if (server->stats.n_refused++ == 0)
             td_warn("rpc.conn.refused", "name=%s connections=%u", c->name,
                     server->stats.n_connections);
@@ -93,6 +97,7 @@ static void on_conn(void *user)
     td_h2_limits limits = {
         .server = true,
         .max_streams = c->max_streams,
+        .max_queue = STREAM_FRAMES * c->max_streams + MORE_QUEUED,
         .max_header_bytes = c->max_header_bytes,
         .handshake_ms = c->handshake_ms,
         .header_ms = c->header_ms,
@@ -108,15 +113,18 @@ static void on_conn(void *user)
         st = td_listener_accept(server->listener, &td_h2_conn_events, h2, &conn, &err);
     if (st < 0) {
         td_h2_discard(h2);
+        td_metric_add(server->m_refused, 1);
         server->stats.n_refused++;
         td_warn("rpc.conn.refused", "name=%s why=\"%s\"", c->name, err.text);
         return;
     }
+    h2->assembly = (td_budget){.max = c->max_connection_assembly_bytes, .whole = &server->assembly};
+    h2->queued = (td_budget){.max = c->max_connection_queued_bytes, .whole = &server->queued};
     h2->next = server->conns;
     if (h2->next != NULL)
         h2->next->prev = h2;
     server->conns = h2;
-    server->stats.n_connections++;
+    td_metric_set(server->m_connections, ++server->stats.n_connections);
     server->stats.n_accepted++;
     td_h2_start(h2, conn, true);
 }
@@ -135,6 +143,13 @@ static void default_size(size_t *value, size_t n)
         *value = n;
 }
 
+/* Of a bound over all connections; a message of the largest size must fit. */
+static size_t share_of(size_t bound, size_t max_message_bytes)
+{
+    size_t one = max_message_bytes + TD_FRAME_HEAD_BYTES;
+    return bound / SHARES > one ? bound / SHARES : one;
+}
+
 static void set_defaults(td_rpc_server_conf *c)
 {
     if (c->name == NULL)
@@ -148,6 +163,10 @@ static void set_defaults(td_rpc_server_conf *c)
     default_size(&c->max_header_bytes, (size_t)16 << 10);
     default_size(&c->max_assembly_bytes, (size_t)256 << 20);
     default_size(&c->max_queued_bytes, (size_t)512 << 20);
+    default_size(&c->max_connection_assembly_bytes,
+                 share_of(c->max_assembly_bytes, c->max_message_bytes));
+    default_size(&c->max_connection_queued_bytes,
+                 share_of(c->max_queued_bytes, c->max_message_bytes));
     default_ms(&c->handshake_ms, 10000);
     default_ms(&c->header_ms, 10000);
     default_ms(&c->request_ms, 60000);
@@ -219,6 +238,21 @@ static void on_drain_timer(td_timer *timer, void *user)
         td_h2_goaway(h2, false);
 }
 
+static void add_metrics(td_rpc_server *server)
+{
+    td_metrics *m = server->conf.metrics;
+    char labels[80];
+    if (m == NULL)
+        return;
+    snprintf(labels, sizeof(labels), "server=\"%.64s\"", server->conf.name);
+    server->m_connections = td_metrics_get(m, TD_GAUGE, "tandem_rpc_connections", labels,
+                                           "connections to the gRPC server");
+    server->m_refused = td_metrics_get(m, TD_COUNTER, "tandem_rpc_connections_refused_total",
+                                       labels, "connections refused for their number or memory");
+    server->m_cut_off = td_metrics_get(m, TD_COUNTER, "tandem_rpc_calls_cut_off_total", labels,
+                                       "calls whose client did not read its answer");
+}
+
 td_status td_rpc_server_open(td_loop *loop, const td_rpc_server_conf *conf, td_rpc_server **out,
                              td_err *err)
 {
@@ -230,6 +264,7 @@ td_status td_rpc_server_open(td_loop *loop, const td_rpc_server_conf *conf, td_r
     set_defaults(&server->conf);
     server->assembly.max = server->conf.max_assembly_bytes;
     server->queued.max = server->conf.max_queued_bytes;
+    add_metrics(server);
     td_timer_init(&server->drain_timer, loop, on_drain_timer, server);
     td_task_init(&server->settle, loop, settle, server);
     td_status st = sort_methods(server, err);
@@ -255,6 +290,8 @@ void td_rpc_server_get_stats(const td_rpc_server *server, td_rpc_server_stats *o
     *out = server->stats;
     out->assembly_bytes = server->assembly.used;
     out->queued_bytes = server->queued.used;
+    for (const td_h2 *h2 = server->conns; h2 != NULL; h2 = h2->next)
+        out->unsent_bytes += td_conn_unsent_bytes(h2->conn);
 }
 
 void td_rpc_server_drain(td_rpc_server *server, void (*on_drained)(void *user), void *user)

@@ -6,6 +6,7 @@
  * td_rpc_call_*() or td_rpc_server_*() function, so any of them may be called in any callback. */
 #ifndef TD_RPC_SERVER_H
 #define TD_RPC_SERVER_H
+#include "common/base/metrics.h"
 #include "common/loop/loop.h"
 #include "common/rpc/addr.h"
 #include "common/rpc/grpc_status.h"
@@ -44,7 +45,8 @@ typedef struct {                  /* 0 takes the default in brackets */
     td_security security;         /* [TD_PLAINTEXT] */
     const td_rpc_method *methods; /* must outlive the server */
     uint32_t n_methods;
-    const char *name; /* in log lines; ["rpc"]; must outlive the server */
+    const char *name;    /* in log lines and metrics' labels; ["rpc"]; must outlive the server */
+    td_metrics *metrics; /* [NULL: none] connections, refused ones, calls cut off */
 
     uint32_t max_connections;  /* [1024] one more is accepted and closed at once */
     uint32_t max_streams;      /* [1024] calls at a time on one connection */
@@ -53,10 +55,13 @@ typedef struct {                  /* 0 takes the default in brackets */
     size_t max_header_bytes;   /* [16 KiB] of one request's headers */
     size_t max_assembly_bytes; /* [256 MiB] of half-received messages, over all connections */
     size_t max_queued_bytes;   /* [512 MiB] of unsent messages, over all connections */
+    size_t max_connection_assembly_bytes; /* [an eighth, or one message] of the first, for one */
+    size_t max_connection_queued_bytes;   /* [an eighth, or one message] of the second, for one */
 
     int64_t handshake_ms; /* [10 s] from accept to the client's SETTINGS */
     int64_t header_ms;    /* [10 s] from a request's first header frame to its last */
-    int64_t request_ms;   /* [60 s] from there to the end of a UNARY or SERVER_STREAMING request */
+    int64_t request_ms;   /* [60 s] from there to the end of a UNARY or SERVER_STREAMING request;
+                             BIDI: from a message's first byte to its last */
     int64_t idle_ms;      /* [10 min] a connection without a call; then GOAWAY */
     int64_t stall_ms;     /* [20 s] there are bytes to send and the peer takes none */
     int64_t keepalive_ms; /* [20 s] silence from the peer before a PING */
@@ -70,6 +75,7 @@ typedef struct {
     uint64_t n_started, n_cut_off;  /* calls, ever; cut off: for not reading */
     size_t assembly_bytes;          /* now */
     size_t queued_bytes;            /* now */
+    size_t unsent_bytes;            /* now: past the queues, not yet taken by the kernel */
 } td_rpc_server_stats;
 
 /* Listens when it returns TD_OK. conf is copied (the methods are not). TD_CONFIG: bad table or
@@ -102,8 +108,6 @@ void td_rpc_call_fail(td_rpc_call *call, const td_err *err);
 
 size_t td_rpc_call_queued_bytes(const td_rpc_call *call); /* not yet handed to the connection */
 int64_t td_rpc_call_deadline_ns(const td_rpc_call *call); /* absolute; 0: the client gave none */
-const char *td_rpc_call_path(const td_rpc_call *call);
-const char *td_rpc_call_peer(const td_rpc_call *call); /* "127.0.0.1:40312" */
 /* A request header by its lower-case name; NULL: not there. Valid as long as the call. */
 const char *td_rpc_call_header(const td_rpc_call *call, const char *name);
 /* A response header; before the first send(). Lower-case name. TD_INVALID: too late or not a legal

@@ -189,7 +189,7 @@ td_h2_stream *td_rpc_call_begin(td_h2 *h2)
         return NULL;
     call->server = server;
     call->peer = h2->conn->peer;
-    call->s.out.budget = &server->queued;
+    call->s.out.budget = &h2->queued;
     td_timer_init(&call->timer, server->loop, on_timer, call);
     td_task_init(&call->cut_off, server->loop, run_cut_off, call);
     server->stats.n_calls++;
@@ -210,6 +210,12 @@ static void refuse(td_rpc_call *call, td_grpc_status status, const char *text)
 {
     enter(call, CALL_ENDED);
     say_goodbye(call, status, text);
+}
+
+static void add_reply_header(td_rpc_call *call, const char *name, const char *value)
+{
+    td_meta_add(&call->reply_headers, name, strlen(name), value, strlen(value),
+                call->server->conf.max_header_bytes);
 }
 
 static bool accept_headers(td_rpc_call *call)
@@ -240,6 +246,7 @@ static bool accept_headers(td_rpc_call *call)
     }
     if (encoding != NULL && strcmp(encoding, "identity") != 0) {
         snprintf(text, sizeof(text), "grpc-encoding %.32s is not supported", encoding);
+        add_reply_header(call, "grpc-accept-encoding", "identity");
         refuse(call, TD_GRPC_UNIMPLEMENTED, text);
         return false;
     }
@@ -259,8 +266,7 @@ void td_rpc_call_on_headers(td_h2_stream *s)
     if (!accept_headers(call))
         return;
     const td_rpc_server_conf *conf = &call->server->conf;
-    td_deframer_init(&call->in, &call->server->assembly, conf->max_message_bytes,
-                     one_request(call));
+    td_deframer_init(&call->in, &s->h2->assembly, conf->max_message_bytes, one_request(call));
     if (one_request(call))
         call->request_by_ns = td_now_ns() + conf->request_ms * TD_NS_PER_MS;
     set_timer(call);
@@ -281,6 +287,18 @@ static void refuse_message(td_rpc_call *call, td_grpc_status code, const char *w
     fail_call(call, code, text);
 }
 
+/* BIDI: the stream may be silent for as long as it likes, but not within a message. */
+static void watch_message(td_rpc_call *call)
+{
+    if (one_request(call))
+        return;
+    if (!td_deframer_mid_message(&call->in))
+        call->request_by_ns = 0;
+    else if (call->request_by_ns == 0)
+        call->request_by_ns = td_now_ns() + call->server->conf.request_ms * TD_NS_PER_MS;
+    set_timer(call);
+}
+
 void td_rpc_call_on_data(td_h2_stream *s, const uint8_t *data, size_t len)
 {
     td_rpc_call *call = call_of(s);
@@ -289,13 +307,15 @@ void td_rpc_call_on_data(td_h2_stream *s, const uint8_t *data, size_t len)
     td_grpc_status code;
     const char *why;
     while (call->state == CALL_OPEN) {
-        if (call->msg != NULL && len > 0) {
-            fail_call(call, TD_GRPC_INTERNAL, "more than one request message");
+        if (call->msg != NULL && len > 0) { /* grpc/doc/statuscodes.md */
+            fail_call(call, TD_GRPC_UNIMPLEMENTED, "more than one request message");
             return;
         }
         td_status st = td_deframer_next(&call->in, &data, &len, &msg, &msg_len, &code, &why);
-        if (st == TD_EMPTY)
+        if (st == TD_EMPTY) {
+            watch_message(call);
             return;
+        }
         if (st < 0) {
             refuse_message(call, code, why);
             return;
@@ -308,6 +328,7 @@ void td_rpc_call_on_data(td_h2_stream *s, const uint8_t *data, size_t len)
         } else {
             call->known = true;
             call->method->on_message(call, call->method->user, msg, msg_len);
+            call->request_by_ns = 0; /* this message has come to its end */
         }
     }
 }
@@ -325,7 +346,7 @@ void td_rpc_call_on_end_stream(td_h2_stream *s)
         if (call->method->on_half_close != NULL)
             call->method->on_half_close(call, call->method->user);
     } else if (call->msg == NULL) {
-        fail_call(call, TD_GRPC_INTERNAL, "no request message");
+        fail_call(call, TD_GRPC_UNIMPLEMENTED, "no request message");
     } else {
         call->request_by_ns = 0;
         set_timer(call);
@@ -372,6 +393,7 @@ static void cut_off(td_rpc_call *call, size_t queued)
     td_info("rpc.call.cut_off", "name=%s peer=%s path=%s queued=%zu", call->server->conf.name,
             call->peer, call->method->path, queued);
     call->server->stats.n_cut_off++;
+    td_metric_add(call->server->m_cut_off, 1);
     enter(call, CALL_CUT_OFF);
     td_timer_stop(&call->timer);
     td_h2_reset(&call->s, NGHTTP2_ENHANCE_YOUR_CALM);
@@ -391,7 +413,7 @@ td_status td_rpc_call_send(td_rpc_call *call, const void *msg, size_t len)
         return TD_EXHAUSTED;
     }
     td_status st = td_sendq_push(&call->s.out, msg, (uint32_t)len);
-    if (st == TD_FULL) { /* all clients together read too little, and this one asks for more */
+    if (st == TD_FULL) { /* its connection, or all together, read too little */
         cut_off(call, queued);
         return TD_EXHAUSTED;
     }
@@ -436,16 +458,6 @@ int64_t td_rpc_call_deadline_ns(const td_rpc_call *call)
     return call->deadline_ns;
 }
 
-const char *td_rpc_call_path(const td_rpc_call *call)
-{
-    return call->method->path;
-}
-
-const char *td_rpc_call_peer(const td_rpc_call *call)
-{
-    return call->peer;
-}
-
 const char *td_rpc_call_header(const td_rpc_call *call, const char *name)
 {
     return td_meta_get(&call->s.headers, name);
@@ -456,8 +468,7 @@ td_status td_rpc_call_set_header(td_rpc_call *call, const char *name, const char
     if (call->state != CALL_OPEN || call->s.started || !td_header_name_ok(name) ||
         !td_header_value_ok(value))
         return TD_INVALID;
-    td_meta_add(&call->reply_headers, name, strlen(name), value, strlen(value),
-                call->server->conf.max_header_bytes);
+    add_reply_header(call, name, value);
     return call->reply_headers.overflow ? TD_TOO_LARGE : TD_OK;
 }
 

@@ -14,6 +14,7 @@ struct td_rpc_server {
     td_h2 *conns;
     td_budget assembly, queued;
     td_rpc_server_stats stats;
+    td_metric *m_connections, *m_refused, *m_cut_off;
     td_timer drain_timer;
     td_task settle; /* tells on_drained or on_closed, when it is time */
     void (*on_drained)(void *user);

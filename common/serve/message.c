@@ -40,6 +40,9 @@ static void give_back(void *data, void *bytes)
     free(bytes);
 }
 
+/* TD_INVALID becomes INVALID_ARGUMENT. gRPC's own table has INTERNAL for a request that cannot be
+ * parsed; but that says the server is at fault and alarms its operators, while it is the caller who
+ * must change something. */
 td_status td_message_unpack(const ProtobufCMessageDescriptor *type, const void *bytes, size_t len,
                             ProtobufCMessage **out, td_err *err)
 {

@@ -1,6 +1,6 @@
 /* reflection.h - grpc.reflection.v1 and v1alpha over the embedded descriptor set: list services, a
- * file by name, a file by symbol. Extensions do not exist in proto3 files: NOT_FOUND. Loop thread.
- */
+ * file by name, a file by symbol. proto3 files have no extensions: those of a message that is known
+ * are an empty list, a file with one is NOT_FOUND. Loop thread. */
 #ifndef TD_SERVE_REFLECTION_H
 #define TD_SERVE_REFLECTION_H
 #include "common/rpc/server.h"

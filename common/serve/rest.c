@@ -3,8 +3,9 @@
 #include "common/base/clock.h"
 
 #define LOOK_MS 20
-/* Whoever has not read his last bytes by then, or holds a stream open that is no work of ours
- * (reflection), is cut off. */
+/* Whoever still holds a stream open that is no work of ours (reflection), with nothing more to be
+ * sent, is cut off. While there are bytes to send, a slow reader gets them: the server resets one
+ * that takes none (stall_ms), and the drain's own deadline ends it all. */
 #define TELL_MS 1000
 
 static void on_told(void *user)
@@ -20,7 +21,11 @@ static void on_look(td_timer *timer, void *user)
     int64_t now = td_now_ns();
     (void)timer;
     if (rest->telling) {
-        if (now >= rest->until_ns)
+        td_rpc_server_stats stats;
+        td_rpc_server_get_stats(rest->server, &stats);
+        if (stats.queued_bytes > 0 || stats.unsent_bytes > 0)
+            rest->until_ns = now + TELL_MS * TD_NS_PER_MS;
+        else if (now >= rest->until_ns)
             on_told(rest);
         return;
     }

@@ -193,8 +193,6 @@ static void answer_metrics(void *user, const td_http_request *req, td_http_respo
 {
     (void)req;
     td_serve *serve = user;
-    if (serve->conf.before_metrics != NULL)
-        serve->conf.before_metrics(serve->conf.user);
     refresh_process(serve);
     char *text = td_metrics_text(serve->conf.metrics, &res->n_bytes);
     if (text == NULL) {
@@ -381,13 +379,6 @@ void td_serve_status(td_serve *serve, const char *fmt, ...)
 td_serve_state td_serve_get_state(const td_serve *serve)
 {
     return serve->state;
-}
-
-bool td_serve_healthy(const td_serve *serve)
-{
-    const char *name;
-    int64_t for_ns;
-    return count_stuck(serve, &name, &for_ns) == 0;
 }
 
 const char *td_serve_state_name(td_serve_state state)

@@ -28,8 +28,6 @@ typedef struct {
     /* Once, after the drain: drained, or its time is up, or a second signal came (drained false:
      * cut off what is left). Close everything, td_serve_close() included, so that the loop ends. */
     void (*on_exit)(void *user, bool drained);
-    void (*before_metrics)(
-        void *user); /* refreshes gauges before /metrics is answered; NULL: nothing to do */
     void *user;
 } td_serve_conf;
 
@@ -46,8 +44,7 @@ void td_serve_drained(td_serve *serve); /* on_exit runs soon, from the loop */
 void td_serve_status(td_serve *serve, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
 td_serve_state td_serve_get_state(const td_serve *serve);
-bool td_serve_healthy(const td_serve *serve);          /* every engine ticks: what /healthz says */
-const char *td_serve_state_name(td_serve_state state); /* "starting", "ready", "draining" */
+const char *td_serve_state_name(td_serve_state state);   /* "starting", "ready", "draining" */
 const char *td_serve_incarnation(const td_serve *serve); /* 16 hex digits, good until close */
 double td_serve_uptime_s(const td_serve *serve);
 uint16_t td_serve_admin_port(const td_serve *serve);

@@ -1,13 +1,17 @@
 #include "common/serve/worker.h"
 
+#include "common/base/version.h"
 #include "common/serve/message.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-#ifndef TANDEM_VERSION
-#error "the build sets TANDEM_VERSION"
-#endif
+/* Of n_all rows, those that an answer has; the others are counted in *omitted. */
+static size_t shown(uint32_t n_all, uint32_t *omitted)
+{
+    *omitted = n_all > TD_WORKER_MAX_ROWS ? n_all - TD_WORKER_MAX_ROWS : 0;
+    return n_all - *omitted;
+}
 
 static void on_heartbeat(td_rpc_call *call, void *user, const void *msg, size_t len)
 {
@@ -18,7 +22,7 @@ static void on_heartbeat(td_rpc_call *call, void *user, const void *msg, size_t 
     status.role = (char *)s->role;
     status.state = (char *)td_serve_state_name(td_serve_get_state(s->serve));
     status.incarnation = (char *)td_serve_incarnation(s->serve);
-    status.version = (char *)TANDEM_VERSION;
+    status.version = (char *)td_version();
     status.uptime_s = td_serve_uptime_s(s->serve);
     Tandem__V1__PageCount counts[TD_WORKER_MAX_PAGE_STATES];
     Tandem__V1__PageCount *pointers[TD_WORKER_MAX_PAGE_STATES];
@@ -51,7 +55,7 @@ static void on_get_links(td_rpc_call *call, void *user, const void *msg, size_t 
         pointers[i] = &rows[i];
     }
     Tandem__V1__GetLinksResponse res = TANDEM__V1__GET_LINKS_RESPONSE__INIT;
-    res.n_links = s->links(s->user, rows);
+    res.n_links = shown(s->links(s->user, rows), &res.omitted);
     res.links = pointers;
     td_message_reply(call, &res.base);
     free(rows);
@@ -80,7 +84,7 @@ static void on_get_transfers(td_rpc_call *call, void *user, const void *msg, siz
         pointers[i] = &rows[i];
     }
     Tandem__V1__GetTransfersResponse res = TANDEM__V1__GET_TRANSFERS_RESPONSE__INIT;
-    res.n_transfers = s->transfers(s->user, live_only, rows);
+    res.n_transfers = shown(s->transfers(s->user, live_only, rows), &res.omitted);
     res.transfers = pointers;
     td_message_reply(call, &res.base);
     free(rows);

@@ -17,8 +17,8 @@ typedef struct {
     /* Fills status but role, state, incarnation, version, uptime. pages points to
      * TD_WORKER_MAX_PAGE_STATES initialised messages: set n_pages. */
     void (*status)(void *user, Tandem__V1__WorkerStatus *status);
-    /* Fill up to TD_WORKER_MAX_ROWS initialised rows; return how many. Strings live until the next
-     * call. */
+    /* Fill up to TD_WORKER_MAX_ROWS initialised rows; return how many there are, which may be more.
+     * Strings live until the next call. */
     uint32_t (*links)(void *user, Tandem__V1__Link *rows);
     uint32_t (*transfers)(void *user, bool live_only, Tandem__V1__Transfer *rows);
     void *user;

@@ -117,6 +117,10 @@ static void answer(fake_router *f, td_rpc_call *call, const char *text, size_t n
     } else if (strcmp(word, "late") == 0) {
         send_piece(call, "part", 4, 1);
         end(f, call, (td_grpc_status)code, "late");
+    } else if (strcmp(word, "stop") == 0) {
+        f->stopped = true;
+        while (f->stopped)
+            td_sleep_ms(2);
     } else if (strcmp(word, "slow") == 0) {
         send_piece(call, "tick ", 5, 7);
         go_on(f, call, on_slow, 10);
@@ -277,6 +281,7 @@ static void on_list_links(td_rpc_call *call, void *user, const void *msg, size_t
     res.n_links = 1;
     res.unreachable = (char **)missed;
     res.n_unreachable = f->unreached ? 1 : 0;
+    res.omitted = f->cut ? 7 : 0;
     td_message_reply(call, &res.base);
 }
 
@@ -304,6 +309,7 @@ static void on_list_transfers(td_rpc_call *call, void *user, const void *msg, si
     entry.transfer = &transfer;
     res.transfers = entries;
     res.n_transfers = live_only ? 0 : 1;
+    res.omitted = f->cut ? 7 : 0;
     td_message_reply(call, &res.base);
 }
 

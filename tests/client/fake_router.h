@@ -2,6 +2,7 @@
  * prompt chooses:
  *   "fail CODE TEXT"   ends with that gRPC status       "late CODE"  after one piece
  *   "slow"             a piece every 10 ms until it is cancelled
+ *   "stop"             as a stopped process: reads and says nothing until `stopped` is cleared
  *   "hang"             nothing, ever                     "vanish"     one piece, then all
  * connections break "nolast"           OK without a last message         "junk"       bytes that
  * are no message "many N"           N pieces at once                  anything else: echoed byte by
@@ -28,7 +29,9 @@ typedef struct {
     int64_t idle_ms;                         /* of a connection; 0: the server's default */
     atomic_bool not_serving;                 /* what health says */
     atomic_bool no_pair;                     /* status has no decode daemon that is ready */
+    atomic_bool cut;                         /* kv lists leave 7 rows out */
     atomic_bool unreached;                   /* kv lists miss a worker */
+    atomic_bool stopped;                     /* "stop" was asked; false lets it go on */
     atomic_int n_calls, n_cancelled, n_open; /* of Generate; open now */
 
     fake_last last; /* under lock: fake_router_last() */

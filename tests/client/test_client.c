@@ -375,6 +375,39 @@ TEST(connecting_may_be_cancelled)
     close(fd);
 }
 
+TEST(a_router_that_stops_answering_is_unreachable)
+{
+    kept k = {.stop_after = 0};
+    td_client_result r;
+    td_client_error err;
+    fake_router_start(&router);
+    td_client_conf conf = {
+        .router = router.address, .keepalive_ms = 300, .keepalive_reply_ms = 300};
+    TD_EQ(TD_CLIENT_OK, td_client_open(&conf, &client, &err));
+    td_client_set_timeout(client, 20000); /* what would end it otherwise */
+    int64_t start = td_now_ns();
+    TD_EQ(TD_CLIENT_UNAVAILABLE, generate("stop", &k, &r, &err));
+    TD_TRUE(err.unreachable && strstr(err.text, "silent") != NULL);
+    TD_TRUE(since(start) >= 0.5 && since(start) < 8);
+    router.stopped = false;
+    TD_EQ(TD_CLIENT_OK, generate("back", &k, &r, &err));
+    close_both();
+}
+
+TEST(a_router_that_is_slow_but_there_is_waited_for)
+{
+    kept k = {.stop_after = 0};
+    td_client_result r;
+    td_client_error err;
+    fake_router_start(&router);
+    td_client_conf conf = {
+        .router = router.address, .keepalive_ms = 200, .keepalive_reply_ms = 2000};
+    TD_EQ(TD_CLIENT_OK, td_client_open(&conf, &client, &err));
+    td_client_set_timeout(client, 1500);
+    TD_EQ(TD_CLIENT_DEADLINE_EXCEEDED, generate("hang", &k, &r, &err)); /* PINGs are answered */
+    close_both();
+}
+
 TEST(a_router_that_breaks_off_is_unreachable)
 {
     kept k = {.stop_after = 0};

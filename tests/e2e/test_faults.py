@@ -207,15 +207,16 @@ def a_prefill_that_dies_after_the_pages_are_drawn_is_not_missed(args):
 
 def a_stopped_worker_is_noticed_within_the_heartbeats_deadline(args):
     with Cluster(args.bin, model=args.model, router_flags=["--heartbeat-timeout", "1s"]) as c:
-        c.decode[0].pause()
-        begun = time.monotonic()
-        while all(w.reachable for w in c.status().workers):
-            assert time.monotonic() - begun < 1.0 + 0.25 + 1.0, "not noticed"
-            time.sleep(0.02)
-        why = [w.why for w in c.status().workers if not w.reachable]
-        assert why and "heartbeat" in why[0], why
-        c.decode[0].resume()
-        c.wait_ready(10)
+        for victim in (c.decode[0], c.prefill[0]):
+            victim.pause()
+            begun = time.monotonic()
+            while all(w.reachable for w in c.status().workers):
+                assert time.monotonic() - begun < 1.0 + 0.25 + 1.0, "not noticed"
+                time.sleep(0.02)
+            lost = {w.address: w.why for w in c.status().workers if not w.reachable}
+            assert list(lost) == [victim.listen] and "heartbeat" in lost[victim.listen], lost
+            victim.resume()
+            c.wait_ready(10)
 
 
 # ---- drain ----

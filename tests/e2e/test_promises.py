@@ -1,8 +1,10 @@
 """What the daemons promise besides the right text: sampling, limits, identity, refusals, rest."""
 import collections
+import contextlib
 import json
 import os
 import shutil
+import socket
 import tempfile
 import time
 
@@ -218,14 +220,77 @@ def an_idle_daemon_uses_less_than_one_percent_of_a_core(args):
 
 
 def a_models_text_is_not_in_the_logs(args):
-    with Cluster(args.bin, model=args.model) as c:
-        answer = c.generate("It was a truth universally acknowledged", max_tokens=30, temperature=0,
-                            request_id="find-me-in-every-log")
-        assert answer.ok
-        for d in c.daemons:
-            log = d.log()
-            assert "universally" not in log and answer.text.strip()[:20] not in log, d.name
-            assert "find-me-in-every-log" in log, d.tail()
+    for level in ("info", "debug"):
+        flags = ["--log-level", level]
+        with Cluster(args.bin, model=args.model, router_flags=flags, prefill_flags=flags, decode_flags=flags) as c:
+            answer = c.generate("It was a truth universally acknowledged", max_tokens=30, temperature=0,
+                                stop=["incontrovertible"], request_id="find-me-in-every-log")
+            assert answer.ok
+            refused = c.generate("Unquestionably so", model="another", request_id="find-me-as-well")
+            assert refused.code == grpc.StatusCode.NOT_FOUND, refused
+            c.inference().Tokenize(inference_pb2.TokenizeRequest(text="Undeniably"), timeout=5)
+            for d in c.daemons:
+                log = d.log()
+                for secret in ("universally", "incontrovertible", "Unquestionably", "Undeniably",
+                               answer.text.strip()[:20]):
+                    assert secret not in log, (d.name, secret)
+                assert "find-me-in-every-log" in log, d.tail()
+            assert "find-me-as-well" in c.router.log()
+
+
+# ---- ready ----
+
+def _notifications(socket_):
+    """What waits in a notify socket."""
+    found = []
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            found.append(socket_.recv(4096).decode())
+    return found
+
+
+def _readyz(daemon):
+    try:
+        return daemon.http("/readyz")[0]
+    except OSError:  # its port is not open yet
+        return 503
+
+
+def ready_is_said_when_the_weights_are_loaded_and_not_before(args):
+    """systemd's notify socket and /readyz say the same, and a checkpoint without its weights is never ready."""
+    with tempfile.TemporaryDirectory() as folder:
+        damaged = os.path.join(folder, "tiny-v32")
+        shutil.copytree(args.model, damaged)
+        shard = sorted(name for name in os.listdir(damaged) if name.endswith(".safetensors"))[-1]
+        os.truncate(os.path.join(damaged, shard), os.path.getsize(os.path.join(damaged, shard)) // 2)
+        with Cluster(args.bin, model=args.model, start=False) as c, \
+                socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+            path = os.path.join(folder, "notify")
+            notify.bind(path)
+            notify.setblocking(False)
+            for d in (c.prefill[0], c.decode[0]):
+                d.env["NOTIFY_SOCKET"] = path
+                d.start()
+                said, until = [], time.monotonic() + 60
+                while _readyz(d) != 200:
+                    said += _notifications(notify)
+                    assert d.running() and time.monotonic() < until, d.tail()
+                    time.sleep(0.002)
+                said += _notifications(notify)
+                assert said[0].startswith("STATUS=starting"), said
+                assert sum("READY=1" in word for word in said) == 1, said
+                assert d.metric("tandem_kv_pages", state="free") > 0 and d.serving(), d.tail()
+                d.kill()
+                _notifications(notify)
+                d.flags[d.flags.index("--model") + 1] = damaged
+                d.start()
+                while d.running():
+                    assert _readyz(d) != 200, d.tail()
+                    assert time.monotonic() < until, d.tail()
+                    time.sleep(0.002)
+                assert d.process.returncode != 0 and shard in d.log(), d.tail()
+                assert not any("READY=1" in word for word in _notifications(notify))
+                d.process = None  # it was to fail
 
 
 def a_model_without_tokenizer_serves_token_ids_only(args):
@@ -252,4 +317,5 @@ if __name__ == "__main__":
          a_listen_address_beyond_loopback_needs_a_word,
          an_idle_daemon_uses_less_than_one_percent_of_a_core,
          a_models_text_is_not_in_the_logs,
+         ready_is_said_when_the_weights_are_loaded_and_not_before,
          a_model_without_tokenizer_serves_token_ids_only], arguments())

@@ -123,6 +123,69 @@ TEST(live_only_is_handed_on)
     world_close(&w);
 }
 
+TEST(a_list_is_cut_to_the_message_limit_and_says_so)
+{
+    world w;
+    asking a;
+    world_open(&w, &(world_conf){.front = true, .n_decode = 3});
+    Tandem__V1__ListTransfersRequest req = TANDEM__V1__LIST_TRANSFERS_REQUEST__INIT;
+    Tandem__V1__ListTransfersResponse *s = ask_admin(
+        &w, &a, &list_transfers, &req.base, &tandem__v1__list_transfers_response__descriptor);
+    TD_EQ(6, s->n_transfers);
+    TD_EQ(0, s->omitted);
+    size_t whole = a.n_last;
+    tandem__v1__list_transfers_response__free_unpacked(s, NULL);
+    free(a.last);
+    w.admin.max_answer_bytes = whole; /* less than is reckoned for six rows */
+    world_decode(&w, 1)->omits = 100;
+    s = ask_admin(&w, &a, &list_transfers, &req.base,
+                  &tandem__v1__list_transfers_response__descriptor);
+    TD_TRUE(a.n_last <= whole);
+    TD_TRUE(s->n_transfers >= 3 && s->n_transfers < 6);
+    TD_EQ(106, s->n_transfers + s->omitted);
+    for (uint32_t i = 0, seen = 0; i < 3; i++) { /* of every worker some */
+        for (size_t k = 0; k < s->n_transfers; k++)
+            seen += strcmp(s->transfers[k]->worker, world_decode(&w, i)->address) == 0;
+        TD_TRUE(seen > i);
+    }
+    tandem__v1__list_transfers_response__free_unpacked(s, NULL);
+    free(a.last);
+    world_close(&w);
+}
+
+TEST(admin_answers_and_what_is_asked_of_workers_carry_the_request_id)
+{
+    static const char *const paths[] = {"/tandem.v1.Admin/GetStatus", "/tandem.v1.Admin/ListLinks",
+                                        "/tandem.v1.Admin/ListTransfers"};
+    world w;
+    asking a;
+    world_open(&w, &(world_conf){.front = true});
+    for (size_t i = 0; i < 3; i++) {
+        asking_how how = {.path = paths[i], .request_id = "list-7"};
+        ask_bytes(&w, &a, &how, "", 0);
+        answered(&w, &a);
+        TD_EQ(TD_GRPC_OK, a.status);
+        TD_STR("list-7", a.request_id);
+        free(a.last);
+        how.request_id = NULL;
+        ask_bytes(&w, &a, &how, "", 0);
+        answered(&w, &a);
+        TD_EQ(32, strlen(a.request_id)); /* one that was made */
+        free(a.last);
+        how.request_id = "two words";
+        ask_bytes(&w, &a, &how, "", 0);
+        answered(&w, &a);
+        TD_EQ(TD_GRPC_INVALID_ARGUMENT, a.status);
+    }
+    asking_how how = {.path = paths[2], .request_id = "list-8"};
+    ask_bytes(&w, &a, &how, "", 0);
+    answered(&w, &a);
+    TD_STR("list-8", world_decode(&w, 0)->list_id);
+    TD_STR("list-8", world_prefill(&w, 0)->list_id);
+    free(a.last);
+    world_close(&w);
+}
+
 TEST(a_cancelled_list_leaves_nothing)
 {
     world w;
@@ -161,6 +224,44 @@ TEST(health_follows_the_router)
     ask(&w, &a, &check, &req.base);
     answered(&w, &a);
     TD_EQ(TD_GRPC_NOT_FOUND, a.status);
+    world_close(&w);
+}
+
+TEST(a_known_message_has_no_extensions_an_unknown_one_is_not_found)
+{
+    static const struct {
+        const char *type;
+        bool known;
+    } rows[] = {{"tandem.v1.GenerateRequest", true},
+                {"tandem.v1.Inference", false},
+                {"tandem.v1.GenerateRequest.no_such", false},
+                {"no.such.Type", false}};
+    world w;
+    asking a;
+    world_open(&w, &(world_conf){.front = true});
+    for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
+        Grpc__Reflection__V1__ServerReflectionRequest req =
+            GRPC__REFLECTION__V1__SERVER_REFLECTION_REQUEST__INIT;
+        req.message_request_case =
+            GRPC__REFLECTION__V1__SERVER_REFLECTION_REQUEST__MESSAGE_REQUEST_ALL_EXTENSION_NUMBERS_OF_TYPE;
+        req.all_extension_numbers_of_type = (char *)rows[i].type;
+        asking_how how = {.path = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"};
+        Grpc__Reflection__V1__ServerReflectionResponse *res = ask_admin(
+            &w, &a, &how, &req.base, &grpc__reflection__v1__server_reflection_response__descriptor);
+        if (rows[i].known) {
+            TD_EQ(
+                GRPC__REFLECTION__V1__SERVER_REFLECTION_RESPONSE__MESSAGE_RESPONSE_ALL_EXTENSION_NUMBERS_RESPONSE,
+                res->message_response_case);
+            TD_STR(rows[i].type, res->all_extension_numbers_response->base_type_name);
+            TD_EQ(0, res->all_extension_numbers_response->n_extension_number);
+        } else {
+            TD_EQ(GRPC__REFLECTION__V1__SERVER_REFLECTION_RESPONSE__MESSAGE_RESPONSE_ERROR_RESPONSE,
+                  res->message_response_case);
+            TD_EQ(TD_GRPC_NOT_FOUND, res->error_response->error_code);
+        }
+        grpc__reflection__v1__server_reflection_response__free_unpacked(res, NULL);
+        free(a.last);
+    }
     world_close(&w);
 }
 

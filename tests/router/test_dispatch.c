@@ -1,61 +1,7 @@
-/* A record's way: queue, pair, once more on another pair, end; nothing is left behind. */
-#include "tests/router/world.h"
+/* A record's way: pair, stream, once more on another pair, end; nothing is left behind. */
+#include "tests/router/probe.h"
 
 TD_TEST_MAIN
-
-typedef struct {
-    td_record *r; /* NULL: ended */
-    bool show;    /* as a front that shows every token at once */
-    uint32_t ids[64], n_ids;
-    td_outcome outcome;
-    int64_t ended_ns;
-} probe;
-
-static void on_tokens(td_record *r, const uint32_t *ids, uint32_t n)
-{
-    probe *p = r->user;
-    memcpy(p->ids + p->n_ids, ids, n * sizeof(*ids));
-    p->n_ids += n;
-    r->streamed = p->show;
-}
-
-static void on_end(td_record *r, const td_outcome *outcome)
-{
-    probe *p = r->user;
-    p->outcome = *outcome;
-    p->ended_ns = td_now_ns();
-    p->r = NULL;
-}
-
-static td_status submit(world *w, probe *p, uint32_t n_prompt, uint32_t max_tokens,
-                        int64_t deadline_ms, td_err *err)
-{
-    td_record *r = calloc(1, sizeof(*r));
-    memset(p, 0, sizeof(*p));
-    p->show = true;
-    snprintf(r->id, sizeof(r->id), "req-%u", n_prompt);
-    r->prompt = calloc(n_prompt, sizeof(uint32_t));
-    for (uint32_t i = 0; i < n_prompt; i++)
-        r->prompt[i] = i;
-    r->n_prompt = n_prompt;
-    r->max_tokens = max_tokens;
-    r->sampling = (td_record_sampling){
-        .temperature = 0.5f, .top_p = 0.9f, .top_k = 4, .min_tokens = 2, .seed = 99};
-    r->arrived_ns = td_now_ns();
-    r->deadline_ns = r->arrived_ns + deadline_ms * TD_NS_PER_MS;
-    r->on_tokens = on_tokens;
-    r->on_end = on_end;
-    r->user = p;
-    td_status st = td_dispatch_submit(w->dispatch, r, err);
-    p->r = st == TD_OK ? r : NULL;
-    return st;
-}
-
-static fake_call *started(world *w, uint32_t i)
-{
-    RUN_UNTIL(w, world_n_calls(w) > i);
-    return world_call(w, i);
-}
 
 TEST(a_request_runs_on_a_pair_and_ends)
 {
@@ -143,127 +89,6 @@ TEST(cancelling_frees_claims_and_tells_decode)
     world_close(&w);
 }
 
-TEST(who_finds_no_room_waits_in_order)
-{
-    world w;
-    probe p[3];
-    world_open(&w, &(world_conf){.max_requests = 1});
-    for (uint32_t i = 0; i < 3; i++)
-        TD_EQ(TD_OK, submit(&w, &p[i], 10 + i, 10, 5000, NULL));
-    fake_call *c = started(&w, 0);
-    world_run_ms(&w, 50);
-    TD_EQ(1, world_n_calls(&w));
-    TD_EQ(2, world_gauge(&w, "tandem_requests_queued"));
-    TD_EQ(3, world_gauge(&w, "tandem_requests_active"));
-    for (uint32_t i = 0; i < 3; i++) {
-        c = started(&w, i);
-        TD_EQ(10 + i, c->request->n_token_ids);
-        fake_finish(c, "stop");
-        RUN_UNTIL(&w, p[i].r == NULL);
-        TD_STR("stop", p[i].outcome.finish_reason);
-    }
-    world_close(&w);
-}
-
-TEST(a_large_request_is_not_overtaken)
-{
-    world w;
-    probe running, large, small;
-    world_open(&w, &(world_conf){.pages = 10});
-    TD_EQ(TD_OK, submit(&w, &running, 64 * 5, 1, 5000, NULL));
-    fake_call *c = started(&w, 0);
-    TD_EQ(TD_OK, submit(&w, &large, 64 * 8, 1, 5000, NULL)); /* waits for pages */
-    TD_EQ(TD_OK, submit(&w, &small, 1, 1, 5000, NULL));      /* would fit */
-    world_run_ms(&w, 50);
-    TD_EQ(1, world_n_calls(&w));
-    fake_finish(c, "stop");
-    c = started(&w, 1);
-    TD_EQ(64 * 8, c->request->n_token_ids);
-    started(&w, 2);
-    td_dispatch_cancel(w.dispatch, large.r);
-    td_dispatch_cancel(w.dispatch, small.r);
-    world_close(&w);
-}
-
-TEST(a_full_queue_refuses)
-{
-    world w;
-    probe p[4];
-    td_err err = {0};
-    world_open(&w, &(world_conf){.max_requests = 1, .queue_length = 2});
-    TD_EQ(TD_OK, submit(&w, &p[0], 10, 10, 5000, NULL));
-    started(&w, 0);
-    TD_EQ(TD_OK, submit(&w, &p[1], 10, 10, 5000, NULL));
-    TD_EQ(TD_OK, submit(&w, &p[2], 10, 10, 5000, NULL));
-    TD_EQ(TD_EXHAUSTED, submit(&w, &p[3], 10, 10, 5000, &err));
-    TD_STR("no room now, and the queue of 2 requests is full", err.text);
-    for (int i = 0; i < 3; i++)
-        td_dispatch_cancel(w.dispatch, p[i].r);
-    world_close(&w);
-}
-
-TEST(without_a_queue_a_request_runs_or_is_refused)
-{
-    world w;
-    probe p[2];
-    td_err err = {0};
-    world_open(&w, &(world_conf){.max_requests = 1, .queue_length = NO_QUEUE});
-    TD_EQ(TD_OK, submit(&w, &p[0], 10, 10, 5000, NULL));
-    started(&w, 0);
-    TD_EQ(TD_EXHAUSTED, submit(&w, &p[1], 10, 10, 5000, &err));
-    td_dispatch_cancel(w.dispatch, p[0].r);
-    world_close(&w);
-}
-
-TEST(more_than_the_table_holds_is_refused)
-{
-    world w;
-    probe p[3];
-    td_err err = {0};
-    world_open(&w, &(world_conf){.router_max_requests = 2});
-    for (int i = 0; i < 2; i++)
-        TD_EQ(TD_OK, submit(&w, &p[i], 10, 10, 5000, NULL));
-    TD_EQ(TD_EXHAUSTED, submit(&w, &p[2], 10, 10, 5000, &err));
-    TD_STR("2 requests are active, the most there may be", err.text);
-    for (int i = 0; i < 2; i++)
-        td_dispatch_cancel(w.dispatch, p[i].r);
-    world_close(&w);
-}
-
-TEST(what_can_never_fit_is_refused_with_the_numbers)
-{
-    world w;
-    probe p;
-    td_err err = {0};
-    world_open(&w, &(world_conf){.pages = 4});
-    TD_EQ(TD_TOO_LARGE, submit(&w, &p, 200, 100, 5000, &err));
-    TD_STR("can never fit: needs 5 KV pages (200 prompt + 100 max_tokens) of a decode daemon, the "
-           "largest has 4",
-           err.text);
-    TD_EQ(TD_OK, submit(&w, &p, 200, 56, 5000, &err)); /* exactly 4 */
-    started(&w, 0);
-    td_dispatch_cancel(w.dispatch, p.r);
-    world_close(&w);
-}
-
-TEST(a_request_out_of_time_in_the_queue_ends_with_resource_exhausted)
-{
-    world w;
-    probe first, p;
-    world_open(&w, &(world_conf){.max_requests = 1});
-    TD_EQ(TD_OK, submit(&w, &first, 10, 10, 5000, NULL));
-    started(&w, 0);
-    int64_t since = td_now_ns();
-    TD_EQ(TD_OK, submit(&w, &p, 10, 10, 300, NULL));
-    RUN_UNTIL(&w, p.r == NULL);
-    int64_t took_ms = (p.ended_ns - since) / TD_NS_PER_MS;
-    TD_TRUE(took_ms >= 299 && took_ms < 1300);
-    TD_EQ(TD_GRPC_RESOURCE_EXHAUSTED, p.outcome.status);
-    TD_TRUE(strncmp(p.outcome.message, "no room: waited 0.3", 19) == 0);
-    td_dispatch_cancel(w.dispatch, first.r);
-    world_close(&w);
-}
-
 TEST(a_lost_decode_means_one_more_try_on_another)
 {
     world w;
@@ -282,6 +107,47 @@ TEST(a_lost_decode_means_one_more_try_on_another)
     TD_EQ(TD_GRPC_OK, p.outcome.status);
     TD_EQ(1, td_metric_value(
                  td_metrics_get(w.metrics, TD_COUNTER, "tandem_requests_retried_total", "", "")));
+    world_close(&w);
+}
+
+TEST(a_lost_request_that_fits_on_no_other_decode_is_unavailable_at_once)
+{
+    world w;
+    probe p;
+    world_open(&w, &(world_conf){.n_decode = 2});
+    resize(&w, world_decode(&w, 1), 4);
+    TD_EQ(TD_OK, submit(&w, &p, 300, 10, 9000, NULL));
+    TD_TRUE(started(&w, 0)->worker == world_decode(&w, 0));
+    int64_t since = td_now_ns();
+    fake_kill(world_decode(&w, 0));
+    RUN_UNTIL(&w, p.r == NULL);
+    TD_TRUE(ended_within(&p, since, 2000));
+    TD_EQ(TD_GRPC_UNAVAILABLE, p.outcome.status);
+    TD_EQ(0, strncmp(p.outcome.message, "decode daemon 127.0.0.1:", 24)); /* what was lost */
+    TD_TRUE(strstr(p.outcome.message, "needs 5 KV pages") != NULL);
+    TD_TRUE(strstr(p.outcome.message, "of another decode daemon, the largest has 4") != NULL);
+    world_close(&w);
+}
+
+TEST(a_lost_request_waits_while_the_other_pair_is_merely_full)
+{
+    world w;
+    probe p[2];
+    world_open(&w, &(world_conf){.n_decode = 2, .n_prefill = 2, .max_requests = 1});
+    for (int i = 0; i < 2; i++)
+        TD_EQ(TD_OK, submit(&w, &p[i], 10 + (uint32_t)i, 10, 9000, NULL));
+    started(&w, 1);
+    fake_worker *lost = world_call(&w, 0)->worker;
+    uint32_t first = world_call(&w, 0)->request->n_token_ids - 10;
+    fake_call *other = world_call(&w, 1);
+    fake_kill(lost);
+    world_run_ms(&w, 400); /* past the wait for workers */
+    TD_TRUE(p[first].r != NULL && p[first].r->state == TD_RECORD_QUEUED);
+    fake_finish(other, "stop");
+    RUN_UNTIL(&w, other->worker->n_calls == 2);
+    fake_finish(&other->worker->calls[1], "stop");
+    RUN_UNTIL(&w, p[0].r == NULL && p[1].r == NULL);
+    TD_EQ(TD_GRPC_OK, p[first].outcome.status);
     world_close(&w);
 }
 
@@ -451,29 +317,6 @@ TEST(a_decode_that_breaks_the_protocol_ends_the_request)
     world_close(&w);
 }
 
-TEST(without_a_ready_pair_a_request_waits_a_while_then_is_unavailable)
-{
-    world w;
-    probe p;
-    world_open(&w, NULL);
-    fake_worker *f = world_prefill(&w, 0);
-    f->state = "starting";
-    RUN_UNTIL(&w, !td_worker_ready(world_registered(&w, f)));
-    int64_t since = td_now_ns();
-    TD_EQ(TD_OK, submit(&w, &p, 10, 10, 5000, NULL));
-    RUN_UNTIL(&w, p.r == NULL);
-    int64_t took_ms = (p.ended_ns - since) / TD_NS_PER_MS;
-    TD_TRUE(took_ms >= 199 && took_ms < 1500);
-    TD_EQ(TD_GRPC_UNAVAILABLE, p.outcome.status);
-    TD_STR("no prefill daemon is ready", p.outcome.message);
-    TD_EQ(TD_OK, submit(&w, &p, 10, 10, 5000, NULL));
-    f->state = "ready"; /* in time */
-    fake_finish(started(&w, 0), "stop");
-    RUN_UNTIL(&w, p.r == NULL);
-    TD_EQ(TD_GRPC_OK, p.outcome.status);
-    world_close(&w);
-}
-
 TEST(a_draining_decode_finishes_what_it_has_and_gets_nothing_new)
 {
     world w;
@@ -492,23 +335,6 @@ TEST(a_draining_decode_finishes_what_it_has_and_gets_nothing_new)
     fake_finish(c, "stop");
     RUN_UNTIL(&w, p.r == NULL);
     TD_EQ(TD_GRPC_OK, p.outcome.status);
-    world_close(&w);
-}
-
-TEST(queued_requests_end_when_the_last_worker_is_lost)
-{
-    world w;
-    probe running, queued;
-    world_open(&w, &(world_conf){.max_requests = 1});
-    TD_EQ(TD_OK, submit(&w, &running, 10, 10, 9000, NULL));
-    started(&w, 0);
-    TD_EQ(TD_OK, submit(&w, &queued, 10, 10, 9000, NULL));
-    world_run_ms(&w, 250); /* past the wait for workers: it waits for room */
-    int64_t since = td_now_ns();
-    fake_kill(world_decode(&w, 0));
-    RUN_UNTIL(&w, running.r == NULL && queued.r == NULL);
-    TD_TRUE(td_now_ns() - since < 2 * TD_NS_PER_S);
-    TD_EQ(TD_GRPC_UNAVAILABLE, queued.outcome.status);
     world_close(&w);
 }
 

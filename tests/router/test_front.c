@@ -435,141 +435,56 @@ TEST(more_calls_than_the_front_takes_are_refused)
     world_close(&w);
 }
 
-TEST(tokenize_and_detokenize_are_inverse)
+/* A Generate whose client opens no window for the answer. */
+static fake_call *ask_unread(world *w, raw_client *raw, const generate_request *req)
 {
+    enum { WINDOW_SIZE = 4 /* SETTINGS_INITIAL_WINDOW_SIZE */ };
+    static const uint8_t no_window[] = {0, WINDOW_SIZE, 0, 0, 0, 0};
+    uint8_t msg[64];
+    raw_connect(raw, td_rpc_server_port(w->server));
+    raw_hello(raw);
+    TD_TRUE(raw_frame(raw, NGHTTP2_SETTINGS, 0, 0, no_window, sizeof(no_window)));
+    TD_TRUE(raw_request(raw, 1, 0, generate.path, NULL, 0));
+    size_t len = tandem__v1__generate_request__pack(req, msg);
+    TD_TRUE(raw_message(raw, 1, NGHTTP2_FLAG_END_STREAM, 0, msg, (uint32_t)len));
+    return started(w, 0);
+}
+
+static int64_t counted(world *w, const char *name, const char *labels)
+{
+    return td_metric_value(td_metrics_get(w->metrics, TD_COUNTER, name, labels, ""));
+}
+
+TEST(an_answer_whose_last_message_is_not_taken_is_no_success)
+{
+    static raw_client raw;
     world w;
-    asking a;
-    char text[20000];
-    world_open(&w, &with_front);
-    for (size_t n = 0; n < 2; n++) { /* on the loop, and on the thread pool */
-        size_t len = n == 0 ? 100 : sizeof(text) - 1;
-        for (size_t i = 0; i < len; i++)
-            text[i] = "the light, and "[i % 15];
-        text[len] = '\0';
-        Tandem__V1__TokenizeRequest req = TANDEM__V1__TOKENIZE_REQUEST__INIT;
-        req.text = text;
-        req.no_special = n == 1;
-        ask(&w, &a, &(asking_how){"/tandem.v1.Inference/Tokenize", NULL, 0}, &req.base);
-        answered(&w, &a);
-        TD_EQ(TD_GRPC_OK, a.status);
-        Tandem__V1__TokenizeResponse *res =
-            tandem__v1__tokenize_response__unpack(NULL, a.n_last, a.last);
-        TD_EQ(n == 0, res->token_ids[0] == w.model.bos_id);
-        free(a.last);
-        Tandem__V1__DetokenizeRequest back = TANDEM__V1__DETOKENIZE_REQUEST__INIT;
-        back.token_ids = res->token_ids;
-        back.n_token_ids = res->n_token_ids;
-        ask(&w, &a, &(asking_how){"/tandem.v1.Inference/Detokenize", NULL, 0}, &back.base);
-        answered(&w, &a);
-        TD_EQ(TD_GRPC_OK, a.status);
-        Tandem__V1__DetokenizeResponse *again =
-            tandem__v1__detokenize_response__unpack(NULL, a.n_last, a.last);
-        TD_STR(text, again->text);
-        tandem__v1__detokenize_response__free_unpacked(again, NULL);
-        tandem__v1__tokenize_response__free_unpacked(res, NULL);
-        free(a.last);
-    }
+    uint32_t id = 300;
+    world_open(&w, &(world_conf){.front = true, .backlog_bytes = 32});
+    generate_request req = plain();
+    fake_call *c = ask_unread(&w, &raw, &req);
+    fake_send(c, &id, 1);
+    world_run_ms(&w, 20);
+    fake_finish(c, "stop"); /* usage and timing are too much for what is left of 32 bytes */
+    RUN_UNTIL(&w, td_front_active(w.front) == 0);
+    TD_EQ(0, counted(&w, "tandem_requests_total", "status=\"ok\""));
+    TD_EQ(1, counted(&w, "tandem_requests_total", "status=\"failed\""));
+    TD_EQ(0, counted(&w, "tandem_generated_tokens_total", ""));
+    raw_close(&raw);
     world_close(&w);
 }
 
-TEST(a_cancelled_tokenize_leaves_nothing)
-{
-    static char text[100000];
-    world w;
-    asking a;
-    world_open(&w, &with_front);
-    memset(text, 'x', sizeof(text) - 1);
-    Tandem__V1__TokenizeRequest req = TANDEM__V1__TOKENIZE_REQUEST__INIT;
-    req.text = text;
-    for (int i = 0; i < 5; i++) {
-        ask(&w, &a, &(asking_how){"/tandem.v1.Inference/Tokenize", NULL, 0}, &req.base);
-        world_run_ms(&w, i);
-        td_rpc_request_cancel(a.req);
-        free(a.last);
-    }
-    generate_request gen = plain();
-    gen.input_case = TANDEM__V1__GENERATE_REQUEST__INPUT_TEXT;
-    gen.text = text;
-    ask(&w, &a, &generate, &gen.base);
-    RUN_UNTIL(&w, a.req == NULL || world_gauge(&w, "tandem_calls_active") == 1);
-    td_rpc_request_cancel(a.req); /* or it was refused already: more tokens than the context */
-    free(a.last);
-    RUN_UNTIL(&w, world_gauge(&w, "tandem_calls_active") == 0);
-    world_close(&w);
-}
-
-TEST(texts_and_ids_that_cannot_be_converted_are_refused)
-{
-    world w;
-    asking a;
-    world_open(&w, &with_front);
-    Tandem__V1__TokenizeRequest req = TANDEM__V1__TOKENIZE_REQUEST__INIT;
-    req.text = (char *)"\xc0";
-    ask(&w, &a, &(asking_how){"/tandem.v1.Inference/Tokenize", NULL, 0}, &req.base);
-    answered(&w, &a);
-    TD_EQ(TD_GRPC_INVALID_ARGUMENT, a.status);
-    req.text = (char *)"x";
-    req.model = (char *)"other";
-    ask(&w, &a, &(asking_how){"/tandem.v1.Inference/Tokenize", NULL, 0}, &req.base);
-    answered(&w, &a);
-    TD_EQ(TD_GRPC_NOT_FOUND, a.status);
-    Tandem__V1__DetokenizeRequest back = TANDEM__V1__DETOKENIZE_REQUEST__INIT;
-    uint32_t wild = 1U << 31;
-    back.token_ids = &wild;
-    back.n_token_ids = 1;
-    ask(&w, &a, &(asking_how){"/tandem.v1.Inference/Detokenize", NULL, 0}, &back.base);
-    answered(&w, &a);
-    TD_EQ(TD_GRPC_INVALID_ARGUMENT, a.status);
-    back.n_token_ids = 0; /* of nothing: nothing */
-    ask(&w, &a, &(asking_how){"/tandem.v1.Inference/Detokenize", NULL, 0}, &back.base);
-    answered(&w, &a);
-    TD_EQ(TD_GRPC_OK, a.status);
-    TD_EQ(0, a.n_last);
-    free(a.last);
-    world_close(&w);
-}
-
-TEST(the_model_and_its_limits_are_told)
-{
-    world w;
-    asking a;
-    world_open(&w, &with_front);
-    Tandem__V1__GetModelRequest req = TANDEM__V1__GET_MODEL_REQUEST__INIT;
-    ask(&w, &a, &(asking_how){"/tandem.v1.Inference/GetModel", NULL, 0}, &req.base);
-    answered(&w, &a);
-    Tandem__V1__GetModelResponse *res =
-        tandem__v1__get_model_response__unpack(NULL, a.n_last, a.last);
-    TD_STR("tiny-v32", res->model);
-    TD_EQ(8192, res->context_length);
-    TD_EQ(w.model.vocab_size, res->vocab_size);
-    TD_EQ(100, res->default_max_tokens);
-    TD_TRUE(res->has_tokenizer);
-    TD_EQ(w.model.n_eos, res->n_eos_token_ids);
-    tandem__v1__get_model_response__free_unpacked(res, NULL);
-    free(a.last);
-    world_close(&w);
-}
-
-/* A client of its own that opens no window and never reads. */
 TEST(a_client_that_does_not_read_is_cut_off_and_others_are_not)
 {
-    enum { IDS = 50, WINDOW_SIZE = 4 /* SETTINGS_INITIAL_WINDOW_SIZE */ };
-    static const uint8_t no_window[] = {0, WINDOW_SIZE, 0, 0, 0, 0};
+    enum { IDS = 50 };
     static raw_client raw;
     world w;
     asking good;
-    uint8_t msg[64];
     uint32_t many[IDS], n_sent = 0;
     world_open(&w, &(world_conf){.front = true, .backlog_bytes = 16384, .pages = 256});
     generate_request req = plain();
     req.max_tokens = 4000;
-    raw_connect(&raw, td_rpc_server_port(w.server));
-    raw_hello(&raw);
-    TD_TRUE(raw_frame(&raw, NGHTTP2_SETTINGS, 0, 0, no_window, sizeof(no_window)));
-    TD_TRUE(raw_request(&raw, 1, 0, generate.path, NULL, 0));
-    size_t len = tandem__v1__generate_request__pack(&req, msg);
-    TD_TRUE(raw_message(&raw, 1, NGHTTP2_FLAG_END_STREAM, 0, msg, (uint32_t)len));
-    fake_call *c = started(&w, 0);
+    fake_call *c = ask_unread(&w, &raw, &req);
     ask(&w, &good, &generate, &req.base);
     fake_call *other = started(&w, 1);
     for (int i = 0; i < IDS; i++)

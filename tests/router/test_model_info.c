@@ -51,8 +51,6 @@ TEST(the_bundled_model_loads)
     TD_STR("tiny-v32", info.name);
     TD_EQ(8192, info.context_length);
     TD_TRUE(info.tokenizer != NULL && info.n_eos >= 1);
-    TD_TRUE(td_model_info_is_eos(&info, info.eos_ids[0]));
-    TD_TRUE(!td_model_info_is_eos(&info, info.vocab_size));
     td_model_info_fini(&info);
     TD_EQ(TD_OK, td_model_info_load(&info, TD_TEST_MODEL, "my-name", &err));
     TD_STR("my-name", info.name);
@@ -63,7 +61,7 @@ TEST(a_model_without_tokenizer_serves_ids)
 {
     td_model_info info;
     td_err err;
-    TD_TRUE(mkdtemp(dir) != NULL);
+    TD_TRUE(mkdtemp(strcpy(dir, "/tmp/td-model-XXXXXX")) != NULL);
     put("config.json", GOOD ",\"eos_token_id\":[5,6]}");
     TD_EQ(TD_OK, td_model_info_load(&info, dir, NULL, &err));
     TD_TRUE(info.tokenizer == NULL);
@@ -71,17 +69,36 @@ TEST(a_model_without_tokenizer_serves_ids)
     TD_EQ(6, info.eos_ids[1]);
     TD_EQ(3, info.bos_id);
     td_model_info_fini(&info);
-    put("generation_config.json", "{\"eos_token_id\":9}"); /* the later word */
-    TD_EQ(TD_OK, td_model_info_load(&info, dir, NULL, &err));
-    TD_EQ(1, info.n_eos);
-    TD_EQ(9, info.eos_ids[0]);
+    drop();
+}
+
+TEST(both_files_eos_ids_count_and_none_twice)
+{
+    static const uint32_t want[] = {5, 6, 9};
+    td_model_info info;
+    TD_TRUE(mkdtemp(strcpy(dir, "/tmp/td-model-XXXXXX")) != NULL);
+    put("config.json", GOOD ",\"eos_token_id\":[5,6,5]}");
+    put("generation_config.json", "{\"eos_token_id\":[6,9]}");
+    TD_EQ(TD_OK, td_model_info_load(&info, dir, NULL, NULL));
+    TD_EQ(3, info.n_eos);
+    TD_MEM(want, info.eos_ids, sizeof(want));
     td_model_info_fini(&info);
+    put("generation_config.json", "{\"eos_token_id\":9}");
+    TD_EQ(TD_OK, td_model_info_load(&info, dir, NULL, NULL));
+    TD_EQ(3, info.n_eos);
+    td_model_info_fini(&info);
+    put("generation_config.json", "{}");
+    TD_EQ(TD_OK, td_model_info_load(&info, dir, NULL, NULL));
+    TD_EQ(2, info.n_eos);
+    td_model_info_fini(&info);
+    put("generation_config.json", "{\"eos_token_id\":[100]}");
+    refused("generation_config.json: eos_token_id");
     drop();
 }
 
 TEST(what_is_missing_or_malformed_is_named)
 {
-    TD_TRUE(mkdtemp(dir) != NULL);
+    TD_TRUE(mkdtemp(strcpy(dir, "/tmp/td-model-XXXXXX")) != NULL);
     refused("config.json");
     put("config.json", "[1]");
     refused("not a JSON object");
@@ -95,7 +112,7 @@ TEST(what_is_missing_or_malformed_is_named)
     refused("vocab_size");
     put("config.json", GOOD ",\"eos_token_id\":100}"); /* not in the vocabulary */
     refused("eos_token_id");
-    put("config.json", GOOD ",\"eos_token_id\":[1,2,3,4,5,6,7,8,9,1,2,3,4,5,6,7,8]}");
+    put("config.json", GOOD ",\"eos_token_id\":[1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17]}");
     refused("up to 16");
     put("config.json", GOOD "}");
     put("tokenizer.json", "{\"model\":3}");

@@ -1,9 +1,11 @@
 /* Heartbeats, loss, restart, and who gets the next request. */
+#include "tests/router/wire.h"
 #include "tests/router/world.h"
 
 TD_TEST_MAIN
 
 static const td_claim small = {.pages = 1, .tokens = 10};
+static const td_need little = {.n_prompt = 9, .max_tokens = 1};
 
 TEST(a_worker_is_ready_when_its_heartbeat_says_so)
 {
@@ -28,7 +30,7 @@ TEST(a_draining_worker_gets_no_new_work)
     first->state = "draining";
     RUN_UNTIL(&w, !td_worker_ready(world_registered(&w, first)));
     for (int i = 0; i < 3; i++)
-        TD_TRUE(td_registry_pick(w.registry, TD_ROLE_DECODE, small, NULL) ==
+        TD_TRUE(td_registry_pick(w.registry, TD_ROLE_DECODE, little, NULL) ==
                 world_registered(&w, world_decode(&w, 1)));
     TD_TRUE(!td_registry_any_ready(w.registry, TD_ROLE_DECODE,
                                    world_registered(&w, world_decode(&w, 1))));
@@ -90,6 +92,27 @@ TEST(a_killed_worker_is_lost_at_once_and_back_under_a_new_incarnation)
     world_close(&w);
 }
 
+TEST(a_host_that_vanished_without_a_fin_is_used_again_when_it_is_back)
+{
+    world w;
+    wire cable;
+    world_open(&w, NULL);
+    wire_open(&cable, world_decode(&w, 0)->port);
+    TD_EQ(TD_OK, td_registry_add(w.registry, TD_ROLE_DECODE, cable.address, NULL));
+    td_worker *worker = td_registry_worker(w.registry, td_registry_count(w.registry) - 1);
+    RUN_UNTIL(&w, td_worker_ready(worker));
+    wire_cut(&cable); /* the connection stands for ever, and nothing comes through */
+    RUN_UNTIL(&w, !worker->reachable);
+    world_run_ms(&w, 500);
+    TD_TRUE(!worker->reachable);
+    wire_mend(&cable); /* for new connections */
+    int64_t since = td_now_ns();
+    RUN_UNTIL(&w, td_worker_ready(worker));
+    TD_TRUE(td_now_ns() - since < 10 * TD_NS_PER_S);
+    world_close(&w);
+    wire_close(&cable);
+}
+
 TEST(a_worker_of_the_other_role_is_not_used)
 {
     world w;
@@ -113,11 +136,11 @@ TEST(the_least_loaded_worker_is_picked)
     td_worker_claim(b, (td_claim){1, 5});
     td_worker_claim(c, small);
     td_worker_claim(c, small);
-    TD_TRUE(td_registry_pick(w.registry, TD_ROLE_DECODE, small, NULL) == b); /* fewer tokens */
-    TD_TRUE(td_registry_pick(w.registry, TD_ROLE_DECODE, small, b) == a);
+    TD_TRUE(td_registry_pick(w.registry, TD_ROLE_DECODE, little, NULL) == b); /* fewer tokens */
+    TD_TRUE(td_registry_pick(w.registry, TD_ROLE_DECODE, little, b) == a);
     world_decode(&w, 0)->active = world_decode(&w, 1)->active = 5; /* another router's */
     RUN_UNTIL(&w, a->status->requests_active == 5 && b->status->requests_active == 5);
-    TD_TRUE(td_registry_pick(w.registry, TD_ROLE_DECODE, small, NULL) == c);
+    TD_TRUE(td_registry_pick(w.registry, TD_ROLE_DECODE, little, NULL) == c);
     td_worker_unclaim(a, small);
     td_worker_unclaim(b, (td_claim){1, 5});
     td_worker_unclaim(c, small);
@@ -129,10 +152,10 @@ TEST(equal_workers_take_turns)
 {
     world w;
     world_open(&w, &(world_conf){.n_decode = 2});
-    td_worker *first = td_registry_pick(w.registry, TD_ROLE_DECODE, small, NULL);
+    td_worker *first = td_registry_pick(w.registry, TD_ROLE_DECODE, little, NULL);
     td_worker_claim(first, small);
     td_worker_unclaim(first, small);
-    TD_TRUE(td_registry_pick(w.registry, TD_ROLE_DECODE, small, NULL) != first);
+    TD_TRUE(td_registry_pick(w.registry, TD_ROLE_DECODE, little, NULL) != first);
     world_close(&w);
 }
 
@@ -153,7 +176,33 @@ TEST(room_is_pages_and_requests)
     d->full = true; /* it said so */
     TD_TRUE(!td_worker_has_room(d, small));
     RUN_UNTIL(&w, td_worker_has_room(d, small)); /* until its next heartbeat */
-    TD_EQ(10, td_registry_most_pages(w.registry, TD_ROLE_DECODE));
+    world_close(&w);
+}
+
+TEST(page_size_and_drafts_are_the_workers_own)
+{
+    const td_need need = {.n_prompt = 100, .max_tokens = 25};
+    world w;
+    world_open(&w, &(world_conf){.pages = 3, .n_decode = 2});
+    td_worker *p = world_registered(&w, world_prefill(&w, 0)),
+              *a = world_registered(&w, world_decode(&w, 0)),
+              *b = world_registered(&w, world_decode(&w, 1));
+    uint64_t changes = td_registry_changes(w.registry);
+    world_run_ms(&w, 60);
+    TD_EQ(changes, td_registry_changes(w.registry)); /* a heartbeat alone is no news */
+    world_decode(&w, 0)->drafts = 4;
+    world_decode(&w, 1)->page_tokens = 32;
+    RUN_UNTIL(&w, a->status->drafts == 4 && b->status->page_tokens == 32);
+    TD_TRUE(td_registry_changes(w.registry) != changes);
+    TD_EQ(2, td_worker_claim_of(p, need).pages);
+    TD_EQ(3, td_worker_claim_of(a, need).pages); /* 129 tokens */
+    TD_EQ(4, td_worker_claim_of(b, need).pages); /* 125 of 32 each: more than it has */
+    TD_TRUE(td_registry_pick(w.registry, TD_ROLE_DECODE, need, NULL) == a);
+    TD_TRUE(td_registry_pick(w.registry, TD_ROLE_DECODE, need, a) == NULL);
+    TD_TRUE(td_registry_largest(w.registry, TD_ROLE_DECODE, NULL) == a);
+    TD_TRUE(td_registry_largest(w.registry, TD_ROLE_DECODE, a) == b);
+    world_decode(&w, 1)->state = "draining";
+    RUN_UNTIL(&w, td_registry_largest(w.registry, TD_ROLE_DECODE, a) == NULL);
     world_close(&w);
 }
 

@@ -72,8 +72,11 @@ static void on_get_transfers(td_rpc_call *call, void *user, const void *msg, siz
           td_message_unpack(&tandem__v1__get_transfers_request__descriptor, msg, len, &req, NULL));
     bool live_only = ((Tandem__V1__GetTransfersRequest *)req)->live_only;
     protobuf_c_message_free_unpacked(req, NULL);
+    const char *id = td_rpc_call_header(call, "x-request-id");
+    snprintf(f->list_id, sizeof(f->list_id), "%s", id != NULL ? id : "");
     if (f->silent)
         return;
+    res.omitted = f->omits;
     t.request_id = (char *)"abc";
     t.stage = (char *)"drawing";
     res.transfers = rows;

@@ -43,6 +43,8 @@ struct fake_worker {
     bool no_links;    /* answers GetLinks and GetTransfers with INTERNAL */
     bool refuse_room; /* Generate ends with RESOURCE_EXHAUSTED at once */
     uint32_t n_restarts, n_heartbeats;
+    uint32_t omits;                  /* rows that GetTransfers says it left out */
+    char list_id[80];                /* x-request-id of the last GetTransfers */
     fake_call calls[FAKE_MAX_CALLS]; /* [n_calls], as they came */
     uint32_t n_calls;
     td_rpc_method methods[FAKE_METHODS];

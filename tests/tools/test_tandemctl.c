@@ -440,6 +440,13 @@ TEST(kv_transfers_live_or_all)
     TD_EQ(0, RUN("kv", "transfers", "--live"));
     TD_STR("no transfers\n", p.text);
     TD_TRUE(fake_router_last(&router)->live_only);
+    router.cut = true;
+    TD_EQ(0, RUN("kv", "transfers"));
+    has(p.text, "7 more transfers are not shown");
+    TD_EQ(0, RUN("kv", "transfers", "--json"));
+    has(p.text, "\"omitted\"");
+    TD_EQ(0, RUN("kv", "links"));
+    has(p.text, "7 more links are not shown");
     close_router();
 }
 

@@ -8,14 +8,15 @@
 #include <stdlib.h>
 #include <string.h>
 
-static td_client *volatile signalled_client; /* what the handler cancels */
+static td_client *volatile signalled_client; /* what the handler cancels; NULL: nothing */
 static volatile sig_atomic_t signal_number;
 
 /* Once: a second signal ends the process. */
 static void on_signal(int number)
 {
     signal_number = number;
-    td_client_cancel(signalled_client);
+    if (signalled_client != NULL)
+        td_client_cancel(signalled_client);
 }
 
 int ctl_connect(ctl *c)
@@ -33,6 +34,13 @@ int ctl_connect(ctl *c)
     sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
     return CTL_OK;
+}
+
+void ctl_disconnect(ctl *c)
+{
+    signalled_client = NULL; /* a signal may still come */
+    td_client_close(c->client);
+    c->client = NULL;
 }
 
 int ctl_exit_code(const td_client_error *err)

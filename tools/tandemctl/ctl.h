@@ -51,6 +51,7 @@ extern const ctl_command ctl_generate, ctl_tokenize, ctl_detokenize, ctl_model, 
 /* Opens c->client and lets SIGINT and SIGTERM cancel its calls; CTL_OK, or an exit code with the
  * error told. */
 int ctl_connect(ctl *c);
+void ctl_disconnect(ctl *c); /* never connected: fine */
 /* Says what went wrong (stderr; with --json as {"error": ...} on stdout) and returns the exit code.
  */
 int ctl_fail(const ctl *c, const td_client_error *err);

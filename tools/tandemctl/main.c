@@ -139,7 +139,7 @@ static int run_command(ctl *c, const ctl_command *command, int argc, char **argv
             c->timeout_ms = command->timeout_ms;
         code = command->run(c);
     }
-    td_client_close(c->client);
+    ctl_disconnect(c);
     free(values);
     return code;
 }

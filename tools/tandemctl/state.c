@@ -138,11 +138,14 @@ static int health(ctl *c)
 
 /* ---- kv ---- */
 
-/* Workers that did not answer, after the rows of those that did. */
-static int end_of_list(const ctl *c, size_t n_rows, const char *what, char **unreachable, size_t n)
+/* Rows that are left out and workers that did not answer, after the rows of those that did. */
+static int end_of_list(const ctl *c, size_t n_rows, uint32_t n_omitted, const char *what,
+                       char **unreachable, size_t n)
 {
-    if (!c->json && n_rows == 0)
+    if (!c->json && n_rows == 0 && n_omitted == 0)
         printf("no %s\n", what);
+    if (!c->json && n_omitted > 0)
+        printf("%u more %s are not shown: an answer holds no more\n", n_omitted, what);
     int code = ctl_flush();
     for (size_t i = 0; !c->json && i < n; i++)
         fprintf(stderr, "tandemctl: not reached: %s\n", unreachable[i]);
@@ -196,7 +199,8 @@ static int kv_links(ctl *c)
             link_row(&t, list->links[i]);
         ctl_table_print(&t);
     }
-    code = end_of_list(c, list->n_links, "links", list->unreachable, list->n_unreachable);
+    code = end_of_list(c, list->n_links, list->omitted, "links", list->unreachable,
+                       list->n_unreachable);
     td_client_free_answer(list);
     return code;
 }
@@ -250,7 +254,8 @@ static int kv_transfers(ctl *c)
             transfer_row(&t, list->transfers[i]);
         ctl_table_print(&t);
     }
-    code = end_of_list(c, list->n_transfers, "transfers", list->unreachable, list->n_unreachable);
+    code = end_of_list(c, list->n_transfers, list->omitted, "transfers", list->unreachable,
+                       list->n_unreachable);
     td_client_free_answer(list);
     return code;
 }

@@ -97,6 +97,36 @@ TEST(defaults_hold_where_nothing_is_said)
     td_conf_free(&spec, &k);
 }
 
+TEST(a_list_that_must_not_be_empty_is_required_by_name)
+{
+    static const td_conf_field list_fields[] = {
+        F("model", model, STR, "m", NULL, NULL, "model directory"),
+        F("workers", workers, LIST, NULL, "1", "3", "addresses of workers"),
+    };
+    static const td_conf_spec list_spec = {"tandem-test", "a test", list_fields, 2};
+    static char *const args[][4] = {{"tandem-test", "--workers", "a"}, {"tandem-test"}};
+    char *text = NULL;
+    size_t n = 0;
+    knobs k = {0};
+    td_err err;
+    TD_EQ(TD_CONFIG, td_conf_load(&list_spec, 1, (char **)args[1], &k, &err));
+    TD_STR("\"workers\" must be given: addresses of workers", err.text);
+    write_file("{\"workers\": []}", 15);
+    TD_EQ(TD_CONFIG, td_conf_load(&list_spec, 3, (char *[]){"x", "--config", file_path}, &k, &err));
+    TD_STR("\"workers\" must be given: addresses of workers", err.text);
+    unlink(file_path);
+    TD_EQ(TD_OK, td_conf_load(&list_spec, 3, (char **)args[0], &k, &err));
+    TD_EQ(1, k.workers.n);
+    td_conf_free(&list_spec, &k);
+    FILE *out = open_memstream(&text, &n);
+    td_conf_help(&list_spec, out);
+    td_conf_example(&list_spec, out);
+    fclose(out);
+    TD_TRUE(strstr(text, "addresses of workers; 1 to 3 items (required)\n"));
+    TD_TRUE(strstr(text, "    // \"workers\": [],\n"));
+    free(text);
+}
+
 TEST(the_command_line_wins_over_the_file_and_the_file_over_defaults)
 {
     static const char text[] =

@@ -54,10 +54,8 @@ TEST(timers_fire_in_order_never_early_and_once)
         td_timer_stop(&shots[i].timer);
     last_fired_want = 0;
     td_loop_run(loop);
-    for (int i = 0; i < N; i++) {
+    for (int i = 0; i < N; i++)
         TD_EQ(i % 3 == 0 ? 0 : 1, shots[i].n);
-        TD_TRUE(!td_timer_armed(&shots[i].timer));
-    }
     free(shots);
     td_loop_destroy(loop);
 }

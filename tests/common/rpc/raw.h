@@ -118,18 +118,26 @@ typedef struct {
     uint8_t in[65536];
 } raw_client;
 
-static inline void raw_connect(raw_client *c, uint16_t port)
+/* rcvbuf: bytes that wait unread in the socket, set before the window is announced; 0: as usual. */
+static inline void raw_connect_small(raw_client *c, uint16_t port, int rcvbuf)
 {
     memset(c, 0, sizeof(*c));
     struct sockaddr_in sa = {.sin_family = AF_INET, .sin_port = htons(port)};
     sa.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
     c->fd = socket(AF_INET, SOCK_STREAM, 0);
     TD_TRUE(c->fd >= 0);
+    if (rcvbuf > 0)
+        setsockopt(c->fd, SOL_SOCKET, SO_RCVBUF, &rcvbuf, sizeof(rcvbuf));
     TD_EQ(0, connect(c->fd, (struct sockaddr *)&sa, sizeof(sa)));
     int one = 1;
     setsockopt(c->fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
     TD_EQ(0, nghttp2_hd_deflate_new(&c->deflater, 4096));
     TD_EQ(0, nghttp2_hd_inflate_new(&c->inflater));
+}
+
+static inline void raw_connect(raw_client *c, uint16_t port)
+{
+    raw_connect_small(c, port, 0);
 }
 
 static inline void raw_close(raw_client *c)
@@ -269,7 +277,7 @@ static inline bool raw_read_frame(raw_client *c, int timeout_ms)
 
 typedef struct {
     int http, grpc; /* -1: none came */
-    char message[256];
+    char message[256], accept_encoding[32];
     uint8_t data[65536];
     size_t n_data;
     int reset, goaway; /* the error code, or -1 */
@@ -294,6 +302,8 @@ static inline void raw_take_headers(raw_client *c, raw_answer *a)
                 a->grpc = (int)strtol((char *)nv.value, NULL, 10);
             if (strcmp((char *)nv.name, "grpc-message") == 0)
                 snprintf(a->message, sizeof(a->message), "%s", (char *)nv.value);
+            if (strcmp((char *)nv.name, "grpc-accept-encoding") == 0)
+                snprintf(a->accept_encoding, sizeof(a->accept_encoding), "%s", (char *)nv.value);
         }
         if (flags & NGHTTP2_HD_INFLATE_FINAL) {
             nghttp2_hd_inflate_end_headers(c->inflater);
@@ -336,4 +346,41 @@ static inline void raw_read_answer(raw_client *c, uint32_t id, raw_answer *a, in
             a->ended = true;
     }
 }
+
+/* ---- both ---- */
+
+static inline void open_both(raw_server *s, raw_client *c, const td_rpc_server_conf *conf)
+{
+    raw_server_start(s, conf);
+    raw_connect(c, s->port);
+}
+
+static inline void close_both(raw_server *s, raw_client *c)
+{
+    raw_close(c);
+    raw_server_stop(s);
+}
+
+/* The server still serves others. */
+static inline void still_serves(raw_server *s)
+{
+    raw_client c;
+    raw_answer a;
+    raw_connect(&c, s->port);
+    raw_hello(&c);
+    raw_request(&c, 1, 0, NULL, NULL, 0);
+    raw_message(&c, 1, NGHTTP2_FLAG_END_STREAM, 0, "alive", 5);
+    raw_read_answer(&c, 1, &a, 5000);
+    TD_EQ(0, a.grpc);
+    TD_MEM("\0\0\0\0\5alive", a.data, 10);
+    raw_close(&c);
+}
+
+typedef struct {
+    const char *what;
+    uint8_t type, flags;
+    uint32_t id;
+    const char *payload;
+    size_t len;
+} bad_frame;
 #endif

@@ -180,7 +180,7 @@ TEST(servers_that_misbehave_get_a_fitting_status)
         {"odd status", play_odd_status, TD_GRPC_UNKNOWN},
         {"nonsense status", play_nonsense_status, TD_GRPC_UNKNOWN},
         {"half a message", play_half_message, TD_GRPC_INTERNAL},
-        {"compressed", play_compressed, TD_GRPC_UNIMPLEMENTED},
+        {"compressed", play_compressed, TD_GRPC_INTERNAL},
         {"too long", play_too_long, TD_GRPC_RESOURCE_EXHAUSTED},
         {"refused", play_reset_refused, TD_GRPC_UNAVAILABLE},
         {"calm", play_reset_calm, TD_GRPC_RESOURCE_EXHAUSTED},

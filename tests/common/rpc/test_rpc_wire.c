@@ -4,33 +4,6 @@
 
 TD_TEST_MAIN
 
-static void open_both(raw_server *s, raw_client *c, const td_rpc_server_conf *conf)
-{
-    raw_server_start(s, conf);
-    raw_connect(c, s->port);
-}
-
-static void close_both(raw_server *s, raw_client *c)
-{
-    raw_close(c);
-    raw_server_stop(s);
-}
-
-/* The server still serves others. */
-static void still_serves(raw_server *s)
-{
-    raw_client c;
-    raw_answer a;
-    raw_connect(&c, s->port);
-    raw_hello(&c);
-    raw_request(&c, 1, 0, NULL, NULL, 0);
-    raw_message(&c, 1, NGHTTP2_FLAG_END_STREAM, 0, "alive", 5);
-    raw_read_answer(&c, 1, &a, 5000);
-    TD_EQ(0, a.grpc);
-    TD_MEM("\0\0\0\0\5alive", a.data, 10);
-    raw_close(&c);
-}
-
 TEST(a_byte_at_a_time_is_understood)
 {
     raw_server s;
@@ -87,14 +60,6 @@ TEST(http1_and_garbage_close_only_their_own_connection)
     }
     raw_server_stop(&s);
 }
-
-typedef struct {
-    const char *what;
-    uint8_t type, flags;
-    uint32_t id;
-    const char *payload;
-    size_t len;
-} bad_frame;
 
 TEST(broken_frames_end_the_connection_with_goaway)
 {
@@ -172,6 +137,8 @@ TEST(requests_that_are_not_ours_get_the_right_status)
         raw_read_answer(&c, id, &a, 5000);
         if (a.http != refusals[i].http || a.grpc != refusals[i].grpc)
             fail_msg("%s: http %d grpc %d", refusals[i].header.value, a.http, a.grpc);
+        TD_STR(strcmp(refusals[i].header.name, "grpc-encoding") == 0 ? "identity" : "",
+               a.accept_encoding);
     }
     static const raw_header fine[] = {{"content-type", "application/grpc+proto"},
                                       {"content-type", "application/grpc; x=y"},
@@ -194,10 +161,10 @@ TEST(bad_messages_end_their_call_and_only_that)
     td_rpc_server_conf conf = {.max_message_bytes = 1000};
     open_both(&s, &c, &conf);
     raw_hello(&c);
-    raw_request(&c, 1, 0, NULL, NULL, 0); /* compressed */
+    raw_request(&c, 1, 0, NULL, NULL, 0); /* compressed, without a grpc-encoding */
     raw_message(&c, 1, NGHTTP2_FLAG_END_STREAM, 1, "x", 1);
     raw_read_answer(&c, 1, &a, 5000);
-    TD_EQ(12, a.grpc);
+    TD_EQ(13, a.grpc);
     raw_request(&c, 3, 0, NULL, NULL, 0); /* a flag that does not exist */
     raw_message(&c, 3, NGHTTP2_FLAG_END_STREAM, 7, "x", 1);
     raw_read_answer(&c, 3, &a, 5000);
@@ -213,20 +180,20 @@ TEST(bad_messages_end_their_call_and_only_that)
     TD_EQ(13, a.grpc);
     raw_request(&c, 9, NGHTTP2_FLAG_END_STREAM, NULL, NULL, 0); /* no message */
     raw_read_answer(&c, 9, &a, 5000);
-    TD_EQ(13, a.grpc);
+    TD_EQ(12, a.grpc);
     raw_request(&c, 11, 0, NULL, NULL, 0); /* two messages */
     raw_message(&c, 11, 0, 0, "x", 1);
     raw_message(&c, 11, NGHTTP2_FLAG_END_STREAM, 0, "x", 1);
     raw_read_answer(&c, 11, &a, 5000);
-    TD_EQ(13, a.grpc);
+    TD_EQ(12, a.grpc);
     raw_request(&c, 13, 0, "/test.Echo/Bidi", NULL, 0); /* and the handler is told */
     raw_message(&c, 13, 0, 0, "x", 1);
     raw_message(&c, 13, 0, 1, "x", 1);
     raw_read_answer(&c, 13, &a, 5000);
-    TD_TRUE(a.grpc == 12);
+    TD_EQ(13, a.grpc);
     raw_server_stats(&s);
     TD_EQ(1, s.echo.n_cancelled);
-    TD_EQ(TD_GRPC_UNIMPLEMENTED, s.echo.last_cancel);
+    TD_EQ(TD_GRPC_INTERNAL, s.echo.last_cancel);
     raw_request(&c, 15, 0, NULL, NULL, 0); /* the connection is none the worse */
     raw_message(&c, 15, NGHTTP2_FLAG_END_STREAM, 0, "x", 1);
     raw_read_answer(&c, 15, &a, 5000);
@@ -297,6 +264,35 @@ TEST(unfinished_headers_and_silent_peers_are_dropped_in_time)
     close_both(&s, &c);
 }
 
+TEST(a_stream_may_be_silent_between_messages_but_not_within_one)
+{
+    raw_server s;
+    raw_client c;
+    raw_answer a;
+    td_rpc_server_conf conf = {.request_ms = 400};
+    open_both(&s, &c, &conf);
+    raw_hello(&c);
+    raw_request(&c, 1, 0, "/test.Echo/Swallow", NULL, 0);
+    raw_request(&c, 3, 0, "/test.Echo/Bidi", NULL, 0);
+    for (int i = 0; i < 3; i++) {
+        raw_message(&c, 1, 0, 0, "x", 1);
+        raw_frame(&c, NGHTTP2_DATA, 0, 1, "\0\0\0", 3); /* the next one begins ... */
+        td_sleep_ms(250);
+        raw_frame(&c, NGHTTP2_DATA, 0, 1, "\0\1y", 3); /* ... and ends in time */
+        td_sleep_ms(250);
+    }
+    raw_frame(&c, NGHTTP2_DATA, 0, 3, "\0\0\0\0\7abc", 8);
+    raw_read_answer(&c, 3, &a, 5000);
+    TD_EQ(4, a.grpc);
+    raw_message(&c, 1, NGHTTP2_FLAG_END_STREAM, 0, "z", 1);
+    raw_read_answer(&c, 1, &a, 5000);
+    TD_EQ(0, a.grpc);
+    TD_MEM("\0\0\0\0\1"
+           "7",
+           a.data, 6);
+    close_both(&s, &c);
+}
+
 TEST(idle_connections_are_sent_away)
 {
     raw_server s;
@@ -339,7 +335,9 @@ TEST(a_client_that_does_not_read_is_cut_off)
     raw_server s;
     raw_client c;
     raw_answer *a = malloc(sizeof(*a));
-    open_both(&s, &c, NULL);
+    td_metrics *metrics;
+    TD_EQ(TD_OK, td_metrics_create(8, &metrics, NULL));
+    open_both(&s, &c, &(td_rpc_server_conf){.metrics = metrics});
     raw_hello(&c);
     raw_request(&c, 1, 0, "/test.Echo/Stream", NULL, 0);
     /* stream window 64 KiB by default; asks for 10 MB at once and never opens it */
@@ -349,6 +347,8 @@ TEST(a_client_that_does_not_read_is_cut_off)
     TD_EQ(NGHTTP2_ENHANCE_YOUR_CALM, a->reset);
     raw_server_stats(&s);
     TD_EQ(1, s.stats.n_cut_off);
+    TD_EQ(1, td_metric_value(td_metrics_get(metrics, TD_COUNTER, "tandem_rpc_calls_cut_off_total",
+                                            "server=\"rpc\"", "")));
     TD_EQ(TD_GRPC_RESOURCE_EXHAUSTED, s.echo.last_cancel);
     TD_EQ(TD_EXHAUSTED, s.echo.last_send);
     TD_TRUE(s.echo.n_sent * 1005 <= (1 << 20) + 1005);
@@ -358,6 +358,7 @@ TEST(a_client_that_does_not_read_is_cut_off)
     TD_EQ(0, a->grpc);
     free(a);
     close_both(&s, &c);
+    td_metrics_destroy(metrics);
 }
 
 TEST(an_answer_nobody_takes_is_dropped_in_time)
@@ -400,168 +401,6 @@ TEST(a_socket_nobody_reads_is_closed_in_time)
     TD_EQ(0, s.echo.n_live);
     TD_EQ(TD_GRPC_UNAVAILABLE, s.echo.last_cancel);
     close_both(&s, &c);
-}
-
-/* ---- floods ---- */
-
-static void expect_end(raw_client *c, int goaway)
-{
-    raw_answer *a = malloc(sizeof(*a));
-    raw_read_answer(c, 999999, a, 5000);
-    TD_TRUE(a->closed);
-    if (goaway >= 0 && a->goaway >= 0)
-        TD_EQ(goaway, a->goaway);
-    free(a);
-}
-
-TEST(floods_of_frames_that_cost_nothing_end_the_connection)
-{
-    static const bad_frame floods[] = {
-        {"PING", NGHTTP2_PING, 0, 0, "12345678", 8},
-        {"SETTINGS", NGHTTP2_SETTINGS, 0, 0, NULL, 0},
-        {"empty DATA", NGHTTP2_DATA, 0, 1, NULL, 0},
-        {"PRIORITY", NGHTTP2_PRIORITY, 0, 1, "\0\0\0\0\1", 5},
-        {"unknown type", 0x77, 0, 0, "x", 1},
-    };
-    raw_server s;
-    raw_client c;
-    raw_server_start(&s, NULL);
-    for (int i = 0; i < 4; i++) {
-        raw_connect(&c, s.port);
-        raw_hello(&c);
-        raw_request(&c, 1, 0, "/test.Echo/Bidi", NULL, 0);
-        bool alive = true;
-        for (int n = 0; n < 2000000 && alive; n++)
-            alive = raw_frame(&c, floods[i].type, floods[i].flags, floods[i].id, floods[i].payload,
-                              floods[i].len);
-        if (alive)
-            fail_msg("%s: two million taken", floods[i].what);
-        raw_close(&c);
-        still_serves(&s);
-    }
-    raw_server_stop(&s);
-}
-
-TEST(rapid_resets_end_the_connection)
-{
-    raw_server s;
-    raw_client c;
-    open_both(&s, &c, NULL);
-    raw_hello(&c);
-    bool alive = true;
-    uint32_t id = 1;
-    for (; id < 4000000 && alive; id += 2) /* more than all socket buffers hold */
-        alive = raw_request(&c, id, 0, "/test.Echo/Bidi", NULL, 0) &&
-                raw_frame(&c, NGHTTP2_RST_STREAM, 0, id, "\0\0\0\x8", 4);
-    TD_TRUE(!alive);
-    TD_TRUE(id > 2 * 8 * 1024); /* a cancel storm of a full house is no attack */
-    still_serves(&s);
-    close_both(&s, &c);
-}
-
-TEST(endless_continuations_end_the_connection)
-{
-    raw_server s;
-    raw_client c;
-    open_both(&s, &c, NULL);
-    raw_hello(&c);
-    raw_frame(&c, NGHTTP2_HEADERS, 0, 1, "\x83", 1);
-    for (int i = 0; i < 100000; i++)
-        if (!raw_frame(&c, NGHTTP2_CONTINUATION, 0, 1, "\x83", 1))
-            break;
-    expect_end(&c, -1);
-    still_serves(&s);
-    close_both(&s, &c);
-}
-
-TEST(more_streams_than_announced_are_refused)
-{
-    raw_server s;
-    raw_client c;
-    td_rpc_server_conf conf = {.max_streams = 4};
-    open_both(&s, &c, &conf);
-    raw_hello(&c);
-    raw_answer *a = malloc(sizeof(*a));
-    for (uint32_t id = 1; id <= 7; id += 2)
-        raw_request(&c, id, 0, "/test.Echo/Hang", NULL, 0);
-    raw_frame(&c, NGHTTP2_PING, 0, 0, "12345678", 8);
-    while (raw_read_frame(&c, 3000) && c.in_type != NGHTTP2_PING)
-        if (c.in_type == NGHTTP2_SETTINGS && !(c.in_flags & NGHTTP2_FLAG_ACK))
-            raw_frame(&c, NGHTTP2_SETTINGS, NGHTTP2_FLAG_ACK, 0, NULL, 0);
-    raw_request(&c, 9, 0, "/test.Echo/Hang", NULL, 0);
-    raw_read_answer(&c, 9, a, 3000);
-    TD_TRUE(a->reset == NGHTTP2_REFUSED_STREAM || a->goaway > 0);
-    free(a);
-    close_both(&s, &c);
-}
-
-TEST(more_connections_than_allowed_are_closed_at_once)
-{
-    raw_server s;
-    raw_client c[5];
-    raw_answer *a = malloc(sizeof(*a));
-    td_rpc_server_conf conf = {.max_connections = 3};
-    raw_server_start(&s, &conf);
-    for (int i = 0; i < 3; i++) {
-        raw_connect(&c[i], s.port);
-        raw_hello(&c[i]);
-        TD_TRUE(raw_read_frame(&c[i], 3000));
-    }
-    for (int i = 3; i < 5; i++) {
-        raw_connect(&c[i], s.port);
-        TD_TRUE(!raw_read_frame(&c[i], 3000));
-    }
-    raw_server_stats(&s);
-    TD_EQ(3, s.stats.n_connections);
-    TD_EQ(2, s.stats.n_refused);
-    for (int i = 0; i < 5; i++)
-        raw_close(&c[i]);
-    raw_server_settles(&s);
-    still_serves(&s);
-    free(a);
-    raw_server_stop(&s);
-}
-
-TEST(answers_nobody_reads_are_bounded)
-{
-    raw_server s;
-    raw_client c;
-    td_rpc_server_conf conf = {.max_streams = 16, .keepalive_ms = 60000};
-    open_both(&s, &c, &conf);
-    int small = 2048;
-    setsockopt(c.fd, SOL_SOCKET, SO_RCVBUF, &small, sizeof(small));
-    raw_hello(&c);
-    raw_frame(&c, NGHTTP2_SETTINGS, NGHTTP2_FLAG_ACK, 0, NULL, 0);
-    bool alive = true;
-    raw_header get = {":method", "GET"}; /* each is answered with HEADERS */
-    for (uint32_t id = 1; id < 2000000 && alive; id += 2)
-        alive = raw_request(&c, id, NGHTTP2_FLAG_END_STREAM, NULL, &get, 1);
-    TD_TRUE(!alive);
-    still_serves(&s);
-    close_both(&s, &c);
-}
-
-TEST(clients_that_read_nothing_share_one_bound)
-{
-    raw_server s;
-    raw_client c;
-    td_rpc_server_conf conf = {.max_queued_bytes = 3 << 20};
-    open_both(&s, &c, &conf);
-    raw_hello(&c);
-    echo_stream_args args = {.n_messages = 1000, .n_bytes = 10000}; /* polite: stays below 1 MiB */
-    for (uint32_t id = 1; id < 20; id += 2) {
-        raw_request(&c, id, 0, "/test.Echo/Stream", NULL, 0);
-        raw_message(&c, id, NGHTTP2_FLAG_END_STREAM, 0, &args, sizeof(args));
-    }
-    do {
-        raw_server_stats(&s);
-        TD_TRUE(s.stats.queued_bytes <= 3 << 20);
-    } while (s.stats.n_cut_off < 7);
-    raw_close(&c);
-    raw_server_settles(&s);
-    raw_server_stats(&s);
-    TD_EQ(0, s.stats.queued_bytes);
-    raw_server_stop(&s);
 }
 
 /* ---- noise ---- */
