@@ -28,7 +28,8 @@ static void show_reader(td_engine *engine, const td_reader *reader, const char *
     for (uint32_t i = 0; i < TD_XFER_INCARNATION_BYTES / 8; i++) {
         uint64_t word;
         memcpy(&word, name + (size_t)8 * i, 8);
-        TD_SET(shared->name[i], word);
+        /* who sees it sees that the slot was left before */
+        atomic_store_explicit(&shared->name[i], word, memory_order_release);
     }
     TD_SET(shared->n_pulls, 0);
     TD_SET(shared->n_bytes, 0);
@@ -40,7 +41,7 @@ static void hide_reader(td_engine *engine, const td_reader *reader)
 {
     td_reader_shared *shared = &engine->reader_shared[reader - engine->readers];
     if (TD_GET(shared->slot_use) % 2 == 1)
-        atomic_fetch_add_explicit(&shared->slot_use, 1, memory_order_seq_cst);
+        atomic_fetch_add_explicit(&shared->slot_use, 1, memory_order_release);
 }
 
 static void count_readers(td_engine *engine, int delta)

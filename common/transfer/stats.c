@@ -127,14 +127,13 @@ static int read_reader(const td_reader_shared *shared, td_xfer_reader_info *out)
     if (use % 2 == 0)
         return 0;
     for (uint32_t i = 0; i < TD_XFER_INCARNATION_BYTES / 8; i++) {
-        uint64_t word = TD_GET(shared->name[i]);
+        uint64_t word = atomic_load_explicit(&shared->name[i], memory_order_acquire);
         memcpy(out->incarnation + (size_t)8 * i, &word, 8);
     }
     out->incarnation[TD_XFER_INCARNATION_BYTES - 1] = '\0';
     out->n_pulls = TD_GET(shared->n_pulls);
     out->n_bytes = TD_GET(shared->n_bytes);
     out->since_ns = TD_GET(shared->since_ns);
-    atomic_thread_fence(memory_order_acquire);
     return TD_GET(shared->slot_use) == use;
 }
 

@@ -317,6 +317,9 @@ def pages_travel_while_later_layers_compute(args):
         while c.prefill[0].metric("tandem_kv_readers") != 0:
             assert time.monotonic() < until, "a dead reader is shown as connected"
             time.sleep(0.02)
+        states = [e.link.state for e in c.admin().ListLinks(admin_pb2.ListLinksRequest(), timeout=5).links
+                  if e.link.role == "source"]
+        assert states == ["closed"], states
 
 
 # ---- drain ----

@@ -182,6 +182,20 @@ def broken_bytes_at_every_port_are_refused_while_requests_run(args):
         c.check_exits()
 
 
+# ---- room for calls ----
+
+def calls_that_let_go_of_requests_never_wait_behind_requests(args):
+    """A worker's connection takes more calls at a time than the worker takes requests."""
+    n = ["--max-requests", "1200"]
+    with Cluster(args.bin, model=args.model, prefill_flags=n, decode_flags=n) as c:
+        for d in c.prefill + c.decode:
+            with connect(d.listen) as s:
+                s.sendall(PREFACE + frame(SETTINGS, 0, 0))
+                settings = next(payload for kind, flags, _, payload in frames(s) if kind == SETTINGS and not flags & ACK)
+                values = dict(struct.unpack(">HI", settings[i:i + 6]) for i in range(0, len(settings), 6))
+                assert values[3] >= 1200 + 32, (d.name, values)  # SETTINGS_MAX_CONCURRENT_STREAMS
+
+
 # ---- messages ----
 
 def refused(call, code, says=""):
@@ -438,6 +452,7 @@ if __name__ == "__main__":
     run([a_client_that_does_not_read_is_cut_off_and_everything_else_goes_on,
          a_draining_router_waits_for_the_last_bytes_to_be_read,
          broken_bytes_at_every_port_are_refused_while_requests_run,
+         calls_that_let_go_of_requests_never_wait_behind_requests,
          oversize_and_malformed_messages_are_refused_at_every_daemon,
          hostile_numbers_are_refused_by_the_workers_themselves,
          a_lying_prefill_hurts_only_its_own_request,

@@ -1,5 +1,6 @@
 /* What a source lets readers have: nothing that it has not published, nothing that it reclaimed. */
 #include "common/base/clock.h"
+#include "common/transfer/xfer_metrics.h"
 #include "tests/common/transfer/rig.h"
 #include "tests/td_test.h"
 
@@ -121,5 +122,57 @@ TEST(layers_that_are_not_ready_are_not_read)
     get_one(&s, &r, 3, 5, 9001, TD_MISMATCH);
     td_xfer_publish(s.xfer, TD_XFER_PAGES, 3, 5, PEER_STRIDE);
     get_one(&s, &r, 3, 5, PEER_STRIDE, TD_OK);
+    near_close(&s, &r);
+}
+
+static int64_t metric(td_metrics *registry, td_metric_kind kind, const char *name,
+                      const char *labels)
+{
+    return td_metric_value(td_metrics_get(registry, kind, name, labels, ""));
+}
+
+TEST(what_moved_and_what_was_refused_is_counted_for_metrics)
+{
+    near_source s;
+    rig r;
+    td_metrics *registry;
+    td_xfer_metrics m;
+    td_err err;
+    near_open(&s, &r);
+    TD_EQ(TD_OK, td_metrics_create(4, &registry, &err));
+    TD_EQ(TD_NOMEM, td_xfer_metrics_init(&m, registry, &err));
+    td_metrics_destroy(registry);
+    TD_EQ(TD_OK, td_metrics_create(64, &registry, &err));
+    TD_EQ(TD_OK, td_xfer_metrics_init(&m, registry, &err));
+    td_xfer_publish(s.xfer, TD_XFER_PAGES, 3, 5, PEER_STRIDE);
+    get_one(&s, &r, 3, 5, PEER_STRIDE, TD_OK);
+    get_one(&s, &r, 3, 4, PEER_STRIDE, TD_MISMATCH);
+    td_xfer_fault fault = {TD_XFER_FAULT_DAMAGE, 1, 1};
+    td_xfer_set_fault(r.xfer, &fault);
+    get_one(&s, &r, 3, 5, PEER_STRIDE, TD_OK);
+    td_xfer *ends[3] = {s.xfer, NULL, r.xfer};
+    td_xfer_metrics_update(&m, ends, 3);
+    static const struct {
+        td_metric_kind kind;
+        const char *name, *labels;
+        int64_t want;
+    } rows[] = {{TD_COUNTER, "tandem_kv_read_bytes_total", "", 3 * PEER_STRIDE},
+                {TD_COUNTER, "tandem_kv_served_bytes_total", "", 3 * PEER_STRIDE},
+                {TD_COUNTER, "tandem_kv_jobs_total", "", 3},
+                {TD_COUNTER, "tandem_kv_jobs_failed_total", "", 1},
+                {TD_COUNTER, "tandem_kv_crc_mismatches_total", "", 1},
+                {TD_COUNTER, "tandem_kv_refetches_total", "", 1},
+                {TD_COUNTER, "tandem_kv_pulls_total", "", 4},
+                {TD_COUNTER, "tandem_kv_pulls_refused_total", "", 1},
+                {TD_COUNTER, "tandem_kv_hellos_refused_total", "", 0},
+                {TD_GAUGE, "tandem_kv_readers", "", 1},
+                {TD_GAUGE, "tandem_kv_links", "transport=\"shm\"", 1},
+                {TD_GAUGE, "tandem_kv_links", "transport=\"tcp\"", 0}};
+    for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
+        int64_t got = metric(registry, rows[i].kind, rows[i].name, rows[i].labels);
+        if (got != rows[i].want)
+            fail_msg("%s is %lld", rows[i].name, (long long)got);
+    }
+    td_metrics_destroy(registry);
     near_close(&s, &r);
 }
