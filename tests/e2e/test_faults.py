@@ -214,8 +214,9 @@ def a_stream_whose_decode_dies_ends_unavailable_within_two_seconds(args):
 
 def without_another_pair_a_lost_worker_ends_the_request_unavailable(args):
     for kind, how in (("prefill", "kill"), ("decode", "kill"), ("prefill", "pause"), ("decode", "pause")):
-        with Cluster(args.bin, model=args.model, prefill_flags=flags("shm", "--chunk", "64", "--layer-group", "1"),
-                     decode_flags=flags("shm")) as c:
+        with Cluster(args.bin, model=args.model, router_flags=["--heartbeat-timeout", "1s"],
+                     prefill_flags=flags("shm", "--chunk", "64", "--layer-group", "1"),
+                     decode_flags=flags("shm", "--peer-timeout", "1s")) as c:
             request = c.submit(prompt_ids(c, 700 if is_sanitized(args.bin) else 2500), max_tokens=20, **GREEDY)
             victim = wait_used(c, kind)
             until = time.monotonic() + 20
