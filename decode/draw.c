@@ -14,6 +14,7 @@ struct td_pending_get {
     td_pending_get *next;
     uint32_t rank, region, first_layer, last_layer, n_pages;
     uint64_t offset, n_bytes;
+    int64_t deadline_ns;  /* from the announcement on: waiting for room counts */
     td_xfer_page pages[]; /* [n_pages] */
 };
 
@@ -58,10 +59,6 @@ static bool forget_job(td_request *r, td_xfer_job job)
 
 static td_status post(td_requests *t, td_request *r, const td_pending_get *g, td_err *err)
 {
-    int64_t now = td_now_ns();
-    int64_t deadline = now + td_requests_get_conf(t)->conf->transfer_timeout_ms * TD_NS_PER_MS;
-    if (r->deadline_ns < deadline)
-        deadline = r->deadline_ns;
     td_xfer_get_args args = {.tag = r->owner,
                              .region = g->region,
                              .n_pages = g->n_pages,
@@ -69,7 +66,7 @@ static td_status post(td_requests *t, td_request *r, const td_pending_get *g, td
                              .n_bytes = g->n_bytes,
                              .first_layer = g->first_layer,
                              .last_layer = g->last_layer,
-                             .deadline_ns = deadline,
+                             .deadline_ns = g->deadline_ns,
                              .pages = g->pages};
     td_status st = reserve_job(r, err);
     if (st == TD_OK)
@@ -80,24 +77,48 @@ static td_status post(td_requests *t, td_request *r, const td_pending_get *g, td
     return st;
 }
 
-/* Posts what waits, in order; stops when the transfer layer is full. */
-static td_status post_pending(td_requests *t, td_request *r, td_err *err)
+/* The first that waits. TD_FULL: it goes on waiting. */
+static td_status post_first(td_requests *t, td_request *r, td_err *err)
 {
-    while (r->pending != NULL) {
-        td_pending_get *g = r->pending;
-        td_status st = post(t, r, g, err);
-        if (st == TD_FULL)
-            return TD_OK;
-        if (st != TD_OK)
-            return st;
+    td_pending_get *g = r->pending;
+    td_status st = post(t, r, g, err);
+    if (st == TD_OK) {
         r->pending = g->next;
         free(g);
     }
-    return TD_OK;
+    return st;
 }
 
-static void append(td_request *r, td_pending_get *g)
+static bool waits(const td_request *r)
 {
+    return r->state == TD_REQUEST_DRAWING && r->pending != NULL;
+}
+
+static bool others_wait(td_requests *t, const td_request *r)
+{
+    for (uint32_t i = 0; i < td_requests_rows(t); i++) {
+        const td_request *other = td_requests_row(t, i);
+        if (other != r && waits(other))
+            return true;
+    }
+    return false;
+}
+
+/* Posts what was announced, in order, unless there is no room or others wait for it already. */
+static td_status post_announced(td_requests *t, td_request *r, td_err *err)
+{
+    td_status st = others_wait(t, r) ? TD_FULL : TD_OK;
+    while (st == TD_OK && r->pending != NULL)
+        st = post_first(t, r, err);
+    return st == TD_FULL ? TD_OK : st;
+}
+
+static void append(td_requests *t, td_request *r, td_pending_get *g)
+{
+    int64_t timeout_ns = td_requests_get_conf(t)->conf->transfer_timeout_ms * TD_NS_PER_MS;
+    g->deadline_ns = td_now_ns() + timeout_ns;
+    if (r->deadline_ns < g->deadline_ns)
+        g->deadline_ns = r->deadline_ns;
     g->next = NULL;
     *(r->pending != NULL ? &r->last_pending->next : &r->pending) = g;
     r->last_pending = g;
@@ -136,6 +157,8 @@ static td_status check_pages(td_requests *t, const td_request *r, const Tandem__
         if (r->next_layer[p->first_page + i] != p->first_layer)
             return td_fail(err, TD_PROTOCOL, "page %zu: layers from %u on, expected from %u on",
                            p->first_page + i, p->first_layer, r->next_layer[p->first_page + i]);
+        else if (p->generations[i] == 0)
+            return td_fail(err, TD_PROTOCOL, "page %zu without a generation", p->first_page + i);
     return TD_OK;
 }
 
@@ -152,8 +175,11 @@ static td_status draw_share(td_requests *t, td_request *r, const Tandem__V1__Pag
         for (; done < n && g->n_pages < TD_XFER_MAX_JOB_PAGES; done++) {
             uint32_t page = p->first_page + done;
             if (page % r->peer->n_ranks == rank)
-                g->pages[g->n_pages++] =
-                    (td_xfer_page){p->page_ids[done], r->pages[page], p->crc32c[done]};
+                g->pages[g->n_pages++] = (td_xfer_page){.remote = p->page_ids[done],
+                                                        .local = r->pages[page],
+                                                        .generation = p->generations[done],
+                                                        .crc32c = p->crc32c[done],
+                                                        .number = page};
         }
         if (g->n_pages == 0) {
             free(g);
@@ -164,7 +190,7 @@ static td_status draw_share(td_requests *t, td_request *r, const Tandem__V1__Pag
         g->first_layer = p->first_layer;
         g->last_layer = p->last_layer;
         td_kv_layout_range(layout, p->first_layer, p->last_layer, &g->offset, &g->n_bytes);
-        append(r, g);
+        append(t, r, g);
     }
     return TD_OK;
 }
@@ -179,7 +205,7 @@ static td_status take_pages(td_requests *t, td_request *r, const Tandem__V1__Pag
         return st;
     for (size_t i = 0; i < p->n_page_ids; i++)
         r->next_layer[p->first_page + i] = p->last_layer;
-    return post_pending(t, r, err);
+    return post_announced(t, r, err);
 }
 
 static td_status take_done(td_requests *t, td_request *r, const Tandem__V1__PrefillDone *d,
@@ -204,9 +230,12 @@ static td_status take_done(td_requests *t, td_request *r, const Tandem__V1__Pref
     g->region = TD_XFER_BLOBS;
     g->n_bytes = td_decode_engine_blob_bytes(engine);
     g->n_pages = 1;
-    g->pages[0] = (td_xfer_page){d->blob_slot, r->slot, d->blob_crc32c};
-    append(r, g);
-    return post_pending(t, r, err);
+    g->pages[0] = (td_xfer_page){.remote = d->blob_slot,
+                                 .local = r->slot,
+                                 .generation = d->blob_generation,
+                                 .crc32c = d->blob_crc32c};
+    append(t, r, g);
+    return post_announced(t, r, err);
 }
 
 uint64_t td_draw_bytes(const td_requests *t, const td_request *r)
@@ -235,6 +264,21 @@ static void check_complete(td_requests *t, td_request *r)
 
 /* ---- the stream ---- */
 
+static td_status take_event(td_requests *t, td_request *r, const Tandem__V1__PrefillEvent *e,
+                            td_err *err)
+{
+    if (strcmp(e->incarnation, r->peer->incarnation) != 0)
+        return td_fail(err, TD_PROTOCOL, "an event of incarnation \"%.16s\", its stream is of %s",
+                       e->incarnation, r->peer->incarnation);
+    if (r->prefill_done)
+        return td_fail(err, TD_PROTOCOL, "an event behind the last one");
+    switch (e->event_case) {
+    case TANDEM__V1__PREFILL_EVENT__EVENT_PAGES: return take_pages(t, r, e->pages, err);
+    case TANDEM__V1__PREFILL_EVENT__EVENT_DONE: return take_done(t, r, e->done, err);
+    default: return td_fail(err, TD_PROTOCOL, "an event that is neither pages nor the last one");
+    }
+}
+
 static void on_event(td_rpc_request *req, void *user, const void *msg, size_t len)
 {
     td_request *r = user;
@@ -242,16 +286,12 @@ static void on_event(td_rpc_request *req, void *user, const void *msg, size_t le
     ProtobufCMessage *message;
     td_err err;
     (void)req;
+    free(r->prompt); /* it was taken, and the router keeps it */
+    r->prompt = NULL;
     td_status st =
         td_message_unpack(&tandem__v1__prefill_event__descriptor, msg, len, &message, &err);
     if (st == TD_OK) {
-        const Tandem__V1__PrefillEvent *e = (const Tandem__V1__PrefillEvent *)message;
-        if (r->prefill_done)
-            st = td_fail(&err, TD_PROTOCOL, "an event behind the last one");
-        else if (e->event_case == TANDEM__V1__PREFILL_EVENT__EVENT_PAGES)
-            st = take_pages(t, r, e->pages, &err);
-        else if (e->event_case == TANDEM__V1__PREFILL_EVENT__EVENT_DONE)
-            st = take_done(t, r, e->done, &err);
+        st = take_event(t, r, (const Tandem__V1__PrefillEvent *)message, &err);
         protobuf_c_message_free_unpacked(message, NULL);
     }
     if (st != TD_OK)
@@ -268,12 +308,15 @@ static void on_stream_end(td_rpc_request *req, void *user, td_grpc_status status
     r->stream = NULL;
     if (r->prefill_done) /* however it ends: what is still to be drawn has deadlines of its own */
         return;
-    if (status == TD_GRPC_FAILED_PRECONDITION) {
-        td_peer_forgot_us(r->peer, message); /* fails this request as well */
+    /* It knows us no more: it forgets who has not asked for long. */
+    bool forgot_us = status == TD_GRPC_FAILED_PRECONDITION && r->prompt != NULL;
+    if (forgot_us && !r->asked_again) {
+        td_request_ask_again(r->table, r);
         return;
     }
     td_status st = status == TD_GRPC_OK             ? TD_PROTOCOL
                    : status == TD_GRPC_OUT_OF_RANGE ? TD_TOO_LARGE
+                   : forgot_us                      ? TD_PEER_LOST
                                                     : td_grpc_to_status(status);
     td_request_fail(r->table, r, st, "prefill", "prefill",
                     status == TD_GRPC_OK ? "prefill ended the stream before its last event"
@@ -312,10 +355,7 @@ void td_draw_start(td_requests *t, td_request *r)
     if (st != TD_OK) {
         r->stream = NULL;
         td_request_fail(t, r, st, "prefill", "prefill", err.text);
-        return;
     }
-    free(r->prompt); /* prefill has it, and the router keeps it */
-    r->prompt = NULL;
 }
 
 void td_draw_stop(td_requests *t, td_request *r)
@@ -346,24 +386,34 @@ void td_draw_on_job(td_requests *t, const td_xfer_event *event)
     if (event->status != TD_OK) {
         /* A transfer that takes too long while the request has time: the peer does not serve. */
         bool too_slow = event->status == TD_DEADLINE && td_now_ns() < r->deadline_ns;
-        td_status st = too_slow ? TD_PEER_LOST : event->status;
+        /* It gave a page up that we still want: the lease ended while we slept. */
+        bool gave_up = event->status == TD_MISMATCH;
+        td_status st = too_slow || gave_up ? TD_PEER_LOST : event->status;
         const char *side = st == TD_PEER_LOST ? "prefill" : "decode";
         td_request_fail(t, r, st, "transfer", side, event->err.text);
         return;
     }
     r->n_bytes_drawn += event->n_bytes;
+    if (!r->prefill_done)
+        r->n_bytes_early += event->n_bytes;
     check_complete(t, r);
 }
 
+/* One get of each row in turn; whoever found no room is the first next time. */
 void td_draw_retry(td_requests *t)
 {
-    for (uint32_t i = 0; i < td_requests_rows(t); i++) {
-        td_request *r = td_requests_row(t, i);
+    uint32_t n_rows = td_requests_rows(t), *turn = td_requests_turn(t);
+    for (uint32_t n_idle = 0; n_idle < n_rows; n_idle++) {
+        td_request *r = td_requests_row(t, *turn);
         td_err err;
-        if (r->state != TD_REQUEST_DRAWING || r->pending == NULL)
-            continue;
-        td_status st = post_pending(t, r, &err);
-        if (st != TD_OK)
-            td_request_fail(t, r, st, "transfer", "prefill", err.text);
+        if (waits(r)) {
+            td_status st = post_first(t, r, &err);
+            if (st == TD_FULL)
+                return;
+            if (st != TD_OK)
+                td_request_fail(t, r, st, "transfer", "prefill", err.text);
+            n_idle = 0;
+        }
+        *turn = (*turn + 1) % n_rows;
     }
 }

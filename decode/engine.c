@@ -3,6 +3,7 @@
 #include "common/base/clock.h"
 #include "common/base/log.h"
 #include "common/base/ring.h"
+#include "common/transfer/desc.h"
 
 #include <pthread.h>
 #include <stdatomic.h>
@@ -112,7 +113,6 @@ static void judge(td_decode_engine *e, const td_decode_result *r, td_engine_resu
         s->n_generated++;
         if (s->n_generated > s->min_tokens && is_stop(s, r->tokens[i])) {
             out->ending = TD_ENDED_STOP;
-            out->stop_counted = 1;
             break;
         }
         out->tokens[out->n_tokens++] = r->tokens[i];
@@ -221,6 +221,7 @@ static void take_ready(td_decode_engine *e, const td_engine_event *event)
     e->ckpt = NULL;
     td_fingerprint_run(&e->fingerprint, &e->layout, e->conf.conf->w.precise,
                        e->conf.conf->w.draft_prenorm);
+    td_fingerprint_set(&e->fingerprint, "protocol", "%u", TD_XFER_PROTOCOL);
     e->conf.on_ready(e->conf.user);
 }
 

@@ -3,6 +3,7 @@
 #include "common/base/log.h"
 #include "common/serve/rest.h"
 #include "common/serve/worker.h"
+#include "common/transfer/xfer_metrics.h"
 #include "decode/draw.h"
 #include "decode/report.h"
 #include "decode/service.h"
@@ -22,8 +23,10 @@ enum { N_SERVICES = sizeof(services) / sizeof(services[0]) };
 
 typedef struct {
     td_decode_conf conf;
+    td_addr kv_listen;
     td_loop *loop;
     td_metrics *metrics;
+    td_xfer_metrics xfer_metrics;
     td_serve *serve;
     td_decode_engine *engine;
     td_xfer *xfer;
@@ -38,6 +41,7 @@ typedef struct {
     td_rpc_server *server;
     td_rest rest;
     bool draining;
+    bool damaged; /* free pages were written to (debug-poison) */
 } daemon_state;
 
 static void on_fatal(void *user, const td_err *err)
@@ -85,11 +89,8 @@ static td_status open_xfer(daemon_state *d, td_err *err)
     td_xfer_config conf;
     td_xfer_fault fault;
     char listen[272];
-    td_status st = td_kv_listen_addr(w->kv_listen, w->listen, w->allow_plaintext, 0, listen, err);
-    if (st != TD_OK)
-        return st;
     td_xfer_config_init(&conf);
-    conf.listen = listen;
+    conf.listen = td_kv_rank_addr(&d->kv_listen, 0, listen); /* tells whether peers are elsewhere */
     conf.transport = (td_xfer_transport)w->transport;
     conf.allow_tcp = w->allow_tcp;
     conf.net_devices = w->net_devices[0] != '\0' ? w->net_devices : NULL;
@@ -101,7 +102,7 @@ static td_status open_xfer(daemon_state *d, td_err *err)
     conf.max_links = MAX_LINKS;
     conf.wake = wake_loop;
     conf.wake_arg = &d->xfer_wake;
-    st = td_xfer_fault_parse(w->debug_faults, &fault, err);
+    td_status st = td_xfer_fault_parse(w->debug_faults, &fault, err);
     if (st == TD_OK)
         st = td_xfer_create(&conf, &d->xfer, err);
     if (st == TD_OK && fault.kind != TD_XFER_FAULT_NONE) {
@@ -187,7 +188,6 @@ static void on_engine_ready(void *user)
         return;
     }
     d->service.requests = d->report.requests = d->requests;
-    d->report.peers = d->peers;
     d->report.xfer = d->xfer;
     if (d->draining)
         return;
@@ -196,6 +196,12 @@ static void on_engine_ready(void *user)
             d->conf.w.listen, td_rpc_server_port(d->server), td_serve_admin_port(d->serve),
             td_decode_engine_drafts(d->engine), d->conf.w.kv_pages, td_serve_incarnation(d->serve));
     td_serve_ready(d->serve);
+}
+
+static void before_metrics(void *user)
+{
+    daemon_state *d = user;
+    td_xfer_metrics_update(&d->xfer_metrics, &d->xfer, 1);
 }
 
 /* ---- drain and exit ---- */
@@ -222,6 +228,7 @@ static void on_peers_closed(void *user)
     d->peers = NULL;
     td_xfer_destroy(d->xfer);
     d->xfer = NULL;
+    d->damaged = td_requests_check_free(d->requests) > 0;
     uv_close((uv_handle_t *)&d->xfer_wake, NULL);
     td_decode_engine_close(d->engine);
     d->engine = NULL;
@@ -274,6 +281,7 @@ static td_status open_server(daemon_state *d, const td_addr *listen, td_err *err
         .name = "control",
         .metrics = d->metrics,
         .max_message_bytes = TD_WORKER_MAX_MESSAGE,
+        .max_streams = td_worker_max_streams(&d->conf.w),
     };
     return td_rpc_server_open(d->loop, &conf, &d->server, err);
 }
@@ -286,7 +294,11 @@ static td_status boot(daemon_state *d, td_err *err)
     if (st == TD_OK)
         st = td_listen_addr("admin", w->admin, w->allow_plaintext, &admin, err);
     if (st == TD_OK)
+        st = td_kv_listen_addr(w->kv_listen, w->listen, w->allow_plaintext, 0, &d->kv_listen, err);
+    if (st == TD_OK)
         st = td_metrics_create(256, &d->metrics, err);
+    if (st == TD_OK)
+        st = td_xfer_metrics_init(&d->xfer_metrics, d->metrics, err);
     if (st == TD_OK)
         st = td_loop_create(&d->loop, err);
     if (st != TD_OK)
@@ -300,6 +312,7 @@ static td_status boot(daemon_state *d, td_err *err)
                            .drain_ms = w->drain_timeout_ms,
                            .on_drain = on_drain,
                            .on_exit = on_exit_now,
+                           .before_metrics = before_metrics,
                            .user = d};
     st = td_serve_open(&serve, &d->serve, err);
     td_decode_engine_conf engine = {.loop = d->loop,
@@ -340,5 +353,5 @@ int main(int argc, char **argv)
     td_loop_destroy(d.loop);
     td_metrics_destroy(d.metrics);
     td_conf_free(&td_decode_conf_spec, &d.conf);
-    return 0;
+    return d.damaged ? 1 : 0;
 }

@@ -33,7 +33,6 @@ typedef struct {
     uint32_t slot, n_tokens, n_drafted, n_accepted;
     uint32_t ending; /* td_ending; ended: the slot is free, the pages are touched no more */
     int32_t tokens[TD_DECODE_MAX_DRAFTS + 1]; /* [n_tokens] without the stop token */
-    uint32_t stop_counted;                    /* 1: a stop token was drawn behind them */
 } td_engine_result;
 
 typedef struct {

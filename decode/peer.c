@@ -26,12 +26,6 @@ struct td_peers {
     void *closed_user;
 };
 
-const char *td_peer_state_name(td_peer_state state)
-{
-    static const char *const names[] = {"down", "connecting", "up"};
-    return names[state];
-}
-
 /* Tags of links: row and rank, told apart from a peer that used the row before by the link's
  * handle. */
 static uint64_t link_tag(const td_peer *p, uint32_t rank)
@@ -168,6 +162,7 @@ static td_status say_hello(td_peer *p, td_err *err)
     msg.build = (char *)td_version();
     msg.n_fingerprint = fp.n;
     msg.fingerprint = fp.pointers;
+    msg.prefill_incarnation = p->incarnation; /* "" unless it is up */
     td_rpc_request_args args = {.path = "/tandem.v1.Prefill/Connect",
                                 .deadline_ns =
                                     td_now_ns() + c->conf->peer_timeout_ms * TD_NS_PER_MS,
@@ -208,7 +203,8 @@ static void on_renewed(td_rpc_request *req, void *user, const void *msg, size_t 
         TD_OK)
         return;
     const Tandem__V1__RenewResponse *res = (const Tandem__V1__RenewResponse *)message;
-    for (size_t i = 0; i < res->n_unknown; i++)
+    bool ours = strcmp(res->incarnation, p->incarnation) == 0;
+    for (size_t i = 0; i < res->n_unknown && ours; i++)
         p->peers->conf.on_unknown(p->peers->conf.user, p, res->unknown[i]);
     protobuf_c_message_free_unpacked(message, NULL);
 }
@@ -308,9 +304,11 @@ static void on_state(td_rpc_client *client, void *user, td_rpc_state state, cons
         go_down(p, TD_PEER_LOST, err.text);
 }
 
-void td_peer_forgot_us(td_peer *p, const char *why)
+void td_peer_greet_again(td_peer *p)
 {
-    go_down(p, TD_PEER_LOST, why);
+    td_err err;
+    if (p->state == TD_PEER_UP && p->greeting == NULL && say_hello(p, &err) != TD_OK)
+        go_down(p, TD_PEER_LOST, err.text);
 }
 
 void td_peers_on_link(td_peers *ps, const td_xfer_event *event)
@@ -474,9 +472,4 @@ td_status td_peers_get(td_peers *ps, const char *address, td_peer **out, td_err 
         return st;
     *out = p;
     return TD_OK;
-}
-
-td_peer *td_peers_row(td_peers *ps, uint32_t row)
-{
-    return &ps->rows[row];
 }

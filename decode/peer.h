@@ -67,10 +67,8 @@ void td_peers_close(td_peers *peers, void (*on_closed)(void *user), void *user);
 td_status td_peers_get(td_peers *peers, const char *address, td_peer **out, td_err *err);
 /* Its Release RPC; best effort, the lease is behind it. id: the request's. */
 void td_peer_release(td_peer *peer, uint64_t number, const char *id);
-/* It does not know us any more: every request that uses it ends, the next one greets it anew. */
-void td_peer_forgot_us(td_peer *peer, const char *why);
+/* It is up, but does not know us any more: on_up follows, or on_down. */
+void td_peer_greet_again(td_peer *peer);
 /* A LINK_UP or LINK_DOWN of the transfer layer. */
 void td_peers_on_link(td_peers *peers, const td_xfer_event *event);
-td_peer *td_peers_row(td_peers *peers, uint32_t row); /* row < TD_MAX_PEERS; address "" when free */
-const char *td_peer_state_name(td_peer_state state);
 #endif

@@ -8,8 +8,7 @@
 
 typedef struct {
     td_decode_engine *engine;
-    td_requests *requests; /* these three NULL until the engine is ready */
-    td_peers *peers;
+    td_requests *requests; /* these two NULL until the engine is ready */
     td_xfer *xfer;
     const td_decode_conf *conf;
     td_xfer_link_info links[TD_WORKER_MAX_ROWS]; /* of the last answer: rows point here */

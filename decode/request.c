@@ -21,10 +21,11 @@ struct td_requests {
     uint32_t counts[TD_REQUEST_N_STATES];
     td_kv_pool *pool;
     uint64_t owners;
+    uint32_t turn; /* see td_draw_retry() */
     td_recent recent[TD_N_RECENT];
     uint32_t n_ended;
     td_metric *m_active, *m_streams, *m_transfers, *m_drafted, *m_accepted, *m_tokens, *m_failed,
-        *m_bytes;
+        *m_bytes, *m_early;
     td_kv_pool_metrics m_pages;
 };
 
@@ -50,7 +51,8 @@ static void set_state(td_requests *t, td_request *r, td_request_state state)
     static const unsigned may_enter[] = {
         [TD_REQUEST_FREE] = 1U << TD_REQUEST_CONNECTING,
         [TD_REQUEST_CONNECTING] = 1U << TD_REQUEST_DRAWING | 1U << TD_REQUEST_ENDING,
-        [TD_REQUEST_DRAWING] = 1U << TD_REQUEST_RUNNING | 1U << TD_REQUEST_ENDING,
+        [TD_REQUEST_DRAWING] =
+            1U << TD_REQUEST_RUNNING | 1U << TD_REQUEST_CONNECTING | 1U << TD_REQUEST_ENDING,
         [TD_REQUEST_RUNNING] = 1U << TD_REQUEST_ENDING,
         [TD_REQUEST_ENDING] = 1U << TD_REQUEST_FREE,
     };
@@ -205,6 +207,17 @@ void td_requests_call_gone(td_requests *t, td_rpc_call *call, td_grpc_status why
     }
 }
 
+void td_request_ask_again(td_requests *t, td_request *r)
+{
+    td_info("request.again", "req=%s peer=%s why=\"it does not know this process\"", r->id,
+            r->peer->address);
+    r->asked_again = true;
+    r->asked_ns = 0;
+    set_state(t, r, TD_REQUEST_CONNECTING);
+    update_gauges(t);
+    td_peer_greet_again(r->peer);
+}
+
 /* ---- running ---- */
 
 static bool ends_at_once(const td_request *r, td_ending *ending)
@@ -223,6 +236,7 @@ void td_request_drawn(td_requests *t, td_request *r)
     td_ending ending;
     r->drawn_ns = td_now_ns();
     td_metric_add(t->m_bytes, (int64_t)r->n_bytes_drawn);
+    td_metric_add(t->m_early, (int64_t)r->n_bytes_early);
     td_kv_pool_mark(t->pool, r->owner, r->pages, r->n_pages, TD_PAGE_HELD);
     td_peer_release(r->peer, r->owner, r->id);
     r->released = true;
@@ -283,7 +297,7 @@ void td_requests_on_left(td_requests *t, uint32_t slot, uint64_t owner)
 
 /* ---- admission ---- */
 
-/* Pages that go out again are checked for late writes (debug-poison), and zeroed. */
+/* debug-poison: pages that go out again are checked for late writes. */
 static td_status open_pages(td_requests *t, const td_request *r, td_err *err)
 {
     td_kv_slab *slab = td_decode_engine_slab(t->conf.engine);
@@ -339,7 +353,7 @@ static td_status fill_row(td_requests *t, td_request *r, const td_request_args *
 td_status td_requests_admit(td_requests *t, const td_request_args *a, td_err *err)
 {
     uint32_t drafts = td_decode_engine_drafts(t->conf.engine);
-    uint32_t n_pages = td_decode_pages((int32_t)a->n_prompt, (int32_t)a->max_tokens - 1, drafts);
+    uint32_t n_pages = td_decode_pages((int32_t)a->n_prompt, (int32_t)a->max_tokens, drafts);
     if (n_pages > td_kv_pool_n_pages(t->pool))
         return td_fail(err, TD_TOO_LARGE,
                        "decode: can never fit: %zu prompt tokens and %u max_tokens need %u KV "
@@ -432,6 +446,8 @@ static td_status register_metrics(td_requests *t, td_err *err)
                                  "requests that failed here");
     t->m_bytes = td_metrics_get(m, TD_COUNTER, "tandem_kv_drawn_bytes_total", "",
                                 "bytes of KV drawn and verified");
+    t->m_early = td_metrics_get(m, TD_COUNTER, "tandem_kv_drawn_early_bytes_total", "",
+                                "those of them that were here before the prompt was computed");
     return td_kv_pool_metrics_init(&t->m_pages, m, err);
 }
 
@@ -502,6 +518,20 @@ const td_kv_pool *td_requests_pool(const td_requests *t)
     return t->pool;
 }
 
+uint32_t td_requests_check_free(const td_requests *t)
+{
+    const td_kv_slab *slab = td_decode_engine_slab(t->conf.engine);
+    uint32_t n = 0;
+    td_err err;
+    for (uint32_t page = 0; page < td_kv_pool_n_pages(t->pool); page++)
+        if (td_kv_pool_info(t->pool, page).state == TD_PAGE_FREE &&
+            td_kv_slab_check(slab, page, &err) != TD_OK) {
+            td_error("kv.poison", "why=\"%s\"", err.text);
+            n++;
+        }
+    return n;
+}
+
 uint32_t td_requests_count(const td_requests *t, td_request_state state)
 {
     return t->counts[state];
@@ -515,6 +545,11 @@ uint32_t td_requests_active(const td_requests *t)
 uint32_t td_requests_rows(const td_requests *t)
 {
     return t->n_rows;
+}
+
+uint32_t *td_requests_turn(td_requests *t)
+{
+    return &t->turn;
 }
 
 td_request *td_requests_row(td_requests *t, uint32_t row)

@@ -1,7 +1,8 @@
 /* request.h - the requests of a decode daemon, from admission to the last page given back. A table
  * of fixed size; a request's row is its slot in the decoder and in the blob memory. Loop thread.
  *
- *   free -> connecting -> drawing -> running -> free;    any of them -> ending -> free
+ *   free -> connecting -> drawing -> running;    any of them -> ending -> free
+ *   drawing -> connecting: its prefill daemon has to be greeted once more
  *
  * `ending`: the client is gone or the request failed, and a get or the engine may still touch its
  * pages; when both have let go, the pages are free. */
@@ -34,7 +35,7 @@ typedef struct td_request {
     uint32_t slot;  /* the row */
     char id[TD_REQUEST_ID_MAX + 1];
     td_rpc_call *call; /* NULL once it has ended */
-    uint32_t *prompt;  /* [n_prompt], owned; gone when prefill has it */
+    uint32_t *prompt;  /* [n_prompt], owned; gone with prefill's first event */
     uint32_t n_prompt, max_tokens;
     td_sampling sampling; /* forbid[]: ids that end it */
     uint32_t *pages;      /* [n_pages], owned; the first n_prompt_pages are drawn */
@@ -42,6 +43,7 @@ typedef struct td_request {
     td_peer *peer;
     char prefill_incarnation[TD_INCARNATION_BYTES];
     td_rpc_request *stream; /* of Prefill; NULL when it is over */
+    bool asked_again;       /* the prefill had forgotten this process */
     bool prefill_done;      /* the last event came; the prefill holds the pages until released */
     bool released;
     int32_t first_token;
@@ -49,7 +51,7 @@ typedef struct td_request {
     td_xfer_job *jobs;    /* [n_jobs] live, owned */
     uint32_t n_jobs, jobs_capacity;
     td_pending_get *pending, *last_pending; /* gets that found the transfer layer full, in order */
-    uint64_t n_bytes_drawn;
+    uint64_t n_bytes_drawn, n_bytes_early;  /* early: before the prompt was computed */
     bool in_engine;
     uint32_t n_sent, n_drafted, n_accepted;
     int64_t arrived_ns, asked_ns, prefilled_ns, drawn_ns, first_sent_ns, since_ns;
@@ -102,6 +104,8 @@ void td_request_drawn(td_requests *requests,
                       td_request *r); /* first token and every page are here */
 void td_request_let_go(td_requests *requests,
                        td_request *r); /* one job fewer: an ending one may be free now */
+/* Its prefill daemon did not know this process: it waits until that has been greeted again. */
+void td_request_ask_again(td_requests *requests, td_request *r);
 
 /* From engine and peers. */
 void td_requests_on_result(td_requests *requests, const td_engine_result *result);
@@ -115,9 +119,12 @@ td_request *td_requests_find(td_requests *requests, uint64_t owner); /* NULL: go
 const td_requests_conf *td_requests_get_conf(const td_requests *requests);
 td_xfer *td_requests_xfer(td_requests *requests);
 const td_kv_pool *td_requests_pool(const td_requests *requests);
+/* No transfer runs any more. debug-poison: how many free pages were written to; each is logged. */
+uint32_t td_requests_check_free(const td_requests *requests);
 uint32_t td_requests_count(const td_requests *requests, td_request_state state);
 uint32_t td_requests_active(const td_requests *requests); /* all but FREE */
 uint32_t td_requests_rows(const td_requests *requests);
+uint32_t *td_requests_turn(td_requests *requests); /* the row whose gets are posted next */
 td_request *td_requests_row(td_requests *requests, uint32_t row);
 /* The i-th latest that ended, i < TD_N_RECENT; NULL: there is none. */
 const td_recent *td_requests_recent(const td_requests *requests, uint32_t i);

@@ -14,8 +14,8 @@ static const td_conf_field fields[] = {
       "most prompt tokens in a step, a multiple of 64; longer prompts go in chunks"),
     F("max-batch", max_batch, U32, "16", "1", "256", "most prompts in a step"),
     F("queue-length", queue_length, U32, "64", "0", "65536", "prompts that may wait for pages"),
-    F("layer-group", layer_group, U32, "8", "1", "256",
-      "layers whose pages are announced together while later layers compute"),
+    F("layer-group", layer_group, U32, "0", "0", "256",
+      "layers whose pages are announced together while later layers compute; 0: a quarter of them"),
     F("lease", lease_ms, MS, "10s", "1s", "10m",
       "finished pages are given up when the decode daemon has not renewed for so long"),
 };

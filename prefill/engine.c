@@ -23,7 +23,7 @@ struct td_prefill_engine {
     td_kv_layout layout;
     td_fingerprint fingerprint;
     td_comm_group *comm;
-    uint32_t n_ranks, n_started, n_ready, max_pages;
+    uint32_t n_ranks, n_started, n_ready, max_pages, layer_group;
     td_rank_thread *ranks; /* [n_ranks] */
     td_xfer *xfers[TD_PREFILL_MAX_RANKS];
     unsigned char *blobs;
@@ -66,12 +66,8 @@ static td_status open_xfers(td_prefill_engine *e, td_err *err)
         };
         td_xfer_config conf;
         char listen[272];
-        td_status st =
-            td_kv_listen_addr(w->kv_listen, w->listen, w->allow_plaintext, r, listen, err);
-        if (st != TD_OK)
-            return st;
         td_xfer_config_init(&conf);
-        conf.listen = listen;
+        conf.listen = td_kv_rank_addr(&e->conf.kv_listen, r, listen);
         conf.transport = (td_xfer_transport)w->transport;
         conf.allow_tcp = w->allow_tcp;
         conf.net_devices = w->net_devices[0] != '\0' ? w->net_devices : NULL;
@@ -81,7 +77,7 @@ static td_status open_xfers(td_prefill_engine *e, td_err *err)
         conf.regions = regions;
         conf.n_regions = 2;
         conf.max_readers = TD_PREFILL_MAX_READERS;
-        st = td_xfer_create(&conf, &e->xfers[r], err);
+        td_status st = td_xfer_create(&conf, &e->xfers[r], err);
         if (st != TD_OK)
             return st;
     }
@@ -102,6 +98,7 @@ static void take_ready(td_prefill_engine *e, const td_rank_event *event)
     e->ckpt = NULL;
     td_fingerprint_run(&e->fingerprint, &e->layout, e->conf.conf->w.precise,
                        e->conf.conf->w.draft_prenorm);
+    td_fingerprint_set(&e->fingerprint, "protocol", "%u", TD_XFER_PROTOCOL);
     if (open_xfers(e, &err) != TD_OK)
         fatal(e, &err);
     else
@@ -122,13 +119,6 @@ static uint32_t merge(td_prefill_engine *e, const group_slot *g)
     return n;
 }
 
-/* Before what the ranks have written is announced. */
-static void publish(td_prefill_engine *e)
-{
-    for (uint32_t r = 0; r < e->n_ranks; r++)
-        td_xfer_publish(e->xfers[r]);
-}
-
 static void take_group(td_prefill_engine *e, const td_rank_event *event)
 {
     group_slot *g = NULL;
@@ -145,7 +135,6 @@ static void take_group(td_prefill_engine *e, const td_rank_event *event)
     if (++g->n_reported < e->n_ranks)
         return;
     g->n_reported = 0;
-    publish(e);
     e->conf.on_group(e->conf.user, g->first_layer, g->last_layer, e->merged, merge(e, g));
 }
 
@@ -162,7 +151,6 @@ static void take_done(td_prefill_engine *e, const td_rank_event *event)
     if (++e->n_done < e->n_ranks)
         return;
     e->busy = false;
-    publish(e); /* rank 0's blobs */
     e->conf.on_done(e->conf.user, e->results, e->n_seqs);
 }
 
@@ -259,7 +247,8 @@ static td_status open_tables(td_prefill_engine *e, td_err *err)
     const td_prefill_conf *c = e->conf.conf;
     uint32_t max_context_pages = (uint32_t)e->config.max_positions / TD_PAGE_TOKENS + 1;
     e->max_pages = td_step_max_pages(c->chunk, c->max_batch);
-    e->n_groups = e->layout.n_layers / c->layer_group + 3;
+    e->layer_group = c->layer_group > 0 ? c->layer_group : ((uint32_t)e->config.n_layers + 3) / 4;
+    e->n_groups = e->layout.n_layers / e->layer_group + 3;
     e->n_blobs = c->w.max_requests;
     e->message_bytes =
         sizeof(td_step_head) + (size_t)c->chunk * sizeof(int32_t) +
@@ -305,7 +294,7 @@ static td_status start_rank(td_prefill_engine *e, uint32_t r, td_err *err)
     t->draft_prenorm = c->w.draft_prenorm;
     t->chunk = c->chunk;
     t->max_batch = c->max_batch;
-    t->layer_group = c->layer_group;
+    t->layer_group = e->layer_group;
     t->spin_ns = (int64_t)c->w.spin_us * 1000;
     t->blobs = e->blobs;
     t->blob_bytes = e->blob_bytes;
@@ -419,11 +408,39 @@ size_t td_prefill_engine_blob_bytes(const td_prefill_engine *e)
     return e->blob_bytes;
 }
 
+void td_prefill_engine_publish(td_prefill_engine *e, const td_ready_pages *ready)
+{
+    uint64_t offset, n_bytes;
+    td_kv_layout_range(&e->layout, 0, ready->last_layer, &offset, &n_bytes);
+    for (uint32_t i = 0; i < ready->n; i++)
+        td_xfer_publish(e->xfers[(ready->first_page + i) % e->n_ranks], TD_XFER_PAGES,
+                        ready->pages[i], ready->generations[i], offset + n_bytes);
+}
+
+void td_prefill_engine_publish_blob(td_prefill_engine *e, uint32_t slot, uint32_t generation)
+{
+    td_xfer_publish(e->xfers[0], TD_XFER_BLOBS, slot, generation, e->blob_bytes);
+}
+
 void td_prefill_engine_retire(td_prefill_engine *e, const uint32_t *pages, uint32_t n)
 {
     for (uint32_t r = 0; r < e->n_ranks; r++) {
-        td_xfer_reclaim(e->xfers[r]);
+        td_xfer_reclaim(e->xfers[r], TD_XFER_PAGES, pages, n);
         for (uint32_t i = 0; i < n; i++)
             td_kv_slab_retire(&e->ranks[r].self.slab, pages[i]);
     }
+}
+
+void td_prefill_engine_retire_blob(td_prefill_engine *e, uint32_t slot)
+{
+    td_xfer_reclaim(e->xfers[0], TD_XFER_BLOBS, &slot, 1);
+}
+
+td_status td_prefill_engine_check_free(td_prefill_engine *e, uint32_t page, td_err *err)
+{
+    td_status st = TD_OK;
+    for (uint32_t r = 0; r < e->n_ranks && st == TD_OK; r++)
+        if (td_kv_slab_check(&e->ranks[r].self.slab, page, err) != TD_OK)
+            st = td_fail_prefix(err, "rank %u", r);
+    return st;
 }

@@ -3,6 +3,7 @@
  */
 #ifndef TD_PREFILL_ENGINE_H
 #define TD_PREFILL_ENGINE_H
+#include "common/rpc/addr.h"
 #include "common/transfer/xfer.h"
 #include "prefill/conf.h"
 #include "prefill/rank_thread.h"
@@ -25,7 +26,8 @@ typedef struct {
     td_loop *loop;
     td_serve *serve;
     const td_prefill_conf *conf;
-    void (*on_ready)(void *user); /* weights are loaded, pools registered */
+    td_addr kv_listen;            /* rank 0's, see td_kv_listen_addr() */
+    void (*on_ready)(void *user); /* weights are loaded, transfers are served */
     /* Layers [first, last) of the step's chunks are final on every rank that serves their pages.
      * crc [n]: in order of chunk, then page. */
     void (*on_group)(void *user, uint32_t first_layer, uint32_t last_layer, const uint32_t *crc,
@@ -53,6 +55,17 @@ td_prefill_engine_fingerprint(const td_prefill_engine *engine);            /* on
 td_xfer *td_prefill_engine_xfer(td_prefill_engine *engine, uint32_t rank); /* once ready */
 uint32_t td_prefill_engine_blobs(const td_prefill_engine *engine);
 size_t td_prefill_engine_blob_bytes(const td_prefill_engine *engine);
-/* Pages that nobody reads any more, before they are given out again. */
+/* Before they are announced: of these pages, the request's from first_page on, the layers below
+ * last_layer may be read under these generations, each on the rank that serves it. */
+typedef struct {
+    const uint32_t *pages, *generations; /* [n] */
+    uint32_t n, first_page, last_layer;
+} td_ready_pages;
+void td_prefill_engine_publish(td_prefill_engine *engine, const td_ready_pages *ready);
+void td_prefill_engine_publish_blob(td_prefill_engine *engine, uint32_t slot, uint32_t generation);
+/* Pages and blobs that nobody may read any more, before they are given out again. */
 void td_prefill_engine_retire(td_prefill_engine *engine, const uint32_t *pages, uint32_t n);
+void td_prefill_engine_retire_blob(td_prefill_engine *engine, uint32_t slot);
+/* For debug-poison: TD_DATA_LOSS names rank, page and byte where a free page was written to. */
+td_status td_prefill_engine_check_free(td_prefill_engine *engine, uint32_t page, td_err *err);
 #endif

@@ -3,6 +3,7 @@
 #include "common/base/log.h"
 #include "common/serve/rest.h"
 #include "common/serve/worker.h"
+#include "common/transfer/xfer_metrics.h"
 #include "prefill/report.h"
 #include "prefill/service.h"
 
@@ -21,6 +22,7 @@ typedef struct {
     td_prefill_conf conf;
     td_loop *loop;
     td_metrics *metrics;
+    td_xfer_metrics xfer_metrics;
     td_serve *serve;
     td_prefill_engine *engine;
     td_prompts *prompts;
@@ -32,6 +34,7 @@ typedef struct {
     td_rpc_server *server;
     td_rest rest;
     bool draining;
+    bool damaged; /* free pages were written to (debug-poison) */
 } daemon_state;
 
 /* ---- engine ---- */
@@ -48,8 +51,11 @@ static void on_fatal(void *user, const td_err *err)
 static void on_engine_ready(void *user)
 {
     daemon_state *d = user;
-    td_prompts_conf conf = {
-        .loop = d->loop, .engine = d->engine, .metrics = d->metrics, .conf = &d->conf};
+    td_prompts_conf conf = {.loop = d->loop,
+                            .engine = d->engine,
+                            .metrics = d->metrics,
+                            .conf = &d->conf,
+                            .incarnation = td_serve_incarnation(d->serve)};
     td_err err;
     if (td_prompts_create(&conf, &d->prompts, &err) != TD_OK) {
         on_fatal(d, &err);
@@ -77,6 +83,15 @@ static void on_step_done(void *user, const td_step_result *results, uint32_t n)
     td_prompts_on_done(((daemon_state *)user)->prompts, results, n);
 }
 
+static void before_metrics(void *user)
+{
+    const daemon_state *d = user;
+    td_xfer *xfers[TD_PREFILL_MAX_RANKS] = {0};
+    for (uint32_t r = 0; d->engine != NULL && r < d->conf.ranks; r++)
+        xfers[r] = td_prefill_engine_xfer(d->engine, r);
+    td_xfer_metrics_update(&d->xfer_metrics, xfers, d->conf.ranks);
+}
+
 /* ---- drain and exit ---- */
 
 static uint32_t active(void *user)
@@ -99,6 +114,7 @@ static void on_server_closed(void *user)
 {
     daemon_state *d = user;
     d->server = NULL;
+    d->damaged = td_prompts_check_free(d->prompts) > 0;
     td_prompts_destroy(d->prompts);
     d->prompts = NULL;
     td_prefill_engine_close(d->engine);
@@ -146,6 +162,7 @@ static td_status open_server(daemon_state *d, const td_addr *listen, td_err *err
         .name = "control",
         .metrics = d->metrics,
         .max_message_bytes = TD_WORKER_MAX_MESSAGE,
+        .max_streams = td_worker_max_streams(&d->conf.w),
         .max_backlog_bytes = 16U << 20, /* a decode daemon that is slow to read holds KV, not us */
         .keepalive_ms = 1000,
         .keepalive_reply_ms = 2000, /* a stopped decode daemon's prompts are given up */
@@ -155,13 +172,18 @@ static td_status open_server(daemon_state *d, const td_addr *listen, td_err *err
 
 static td_status boot(daemon_state *d, td_err *err)
 {
-    td_addr listen, admin;
+    td_addr listen, admin, kv_listen;
     const td_worker_conf *w = &d->conf.w;
     td_status st = td_listen_addr("listen", w->listen, w->allow_plaintext, &listen, err);
     if (st == TD_OK)
         st = td_listen_addr("admin", w->admin, w->allow_plaintext, &admin, err);
     if (st == TD_OK)
+        st = td_kv_listen_addr(w->kv_listen, w->listen, w->allow_plaintext, d->conf.ranks,
+                               &kv_listen, err);
+    if (st == TD_OK)
         st = td_metrics_create(256, &d->metrics, err);
+    if (st == TD_OK)
+        st = td_xfer_metrics_init(&d->xfer_metrics, d->metrics, err);
     if (st == TD_OK)
         st = td_loop_create(&d->loop, err);
     if (st != TD_OK)
@@ -172,11 +194,13 @@ static td_status boot(daemon_state *d, td_err *err)
                            .drain_ms = w->drain_timeout_ms,
                            .on_drain = on_drain,
                            .on_exit = on_exit_now,
+                           .before_metrics = before_metrics,
                            .user = d};
     st = td_serve_open(&serve, &d->serve, err);
     td_prefill_engine_conf engine = {.loop = d->loop,
                                      .serve = d->serve,
                                      .conf = &d->conf,
+                                     .kv_listen = kv_listen,
                                      .on_ready = on_engine_ready,
                                      .on_group = on_group,
                                      .on_done = on_step_done,
@@ -212,5 +236,5 @@ int main(int argc, char **argv)
     td_loop_destroy(d.loop);
     td_metrics_destroy(d.metrics);
     td_conf_free(&td_prefill_conf_spec, &d.conf);
-    return 0;
+    return d.damaged ? 1 : 0;
 }

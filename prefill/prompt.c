@@ -17,7 +17,8 @@ struct td_prompts {
     uint32_t n_rows;
     uint32_t counts[TD_PROMPT_N_STATES];
     td_kv_pool *pool;
-    uint8_t *blob_used; /* [n_blobs] */
+    uint8_t *blob_used;         /* [n_blobs] */
+    uint32_t *blob_generations; /* [n_blobs]; of the last use, 0 before the first */
     uint64_t owners, arrivals;
     td_task start; /* build the next step, outside the caller's stack */
     td_timer leases;
@@ -65,8 +66,10 @@ static void end_prompt(td_prompts *p, td_prompt *r)
         td_prefill_engine_retire(p->conf.engine, r->pages, r->n_pages);
         td_kv_pool_give(p->pool, r->owner, r->pages, r->n_pages);
     }
-    if (r->blob_slot >= 0)
+    if (r->blob_slot >= 0) {
+        td_prefill_engine_retire_blob(p->conf.engine, (uint32_t)r->blob_slot);
         p->blob_used[r->blob_slot] = 0;
+    }
     free(r->tokens);
     free(r->pages);
     free(r->generations);
@@ -127,8 +130,11 @@ static bool admit(td_prompts *p, td_prompt *r)
 {
     if (td_kv_pool_take(p->pool, r->n_pages, r->owner, r->pages, r->generations) != TD_OK)
         return false;
-    if (r->want_draft)
+    if (r->want_draft) {
         r->blob_slot = take_blob(p);
+        uint32_t *generation = &p->blob_generations[r->blob_slot];
+        r->blob_generation = *generation = *generation + 1 == 0 ? 1 : *generation + 1;
+    }
     r->began_ns = td_now_ns();
     set_state(p, r, TD_PROMPT_COMPUTING);
     return true;
@@ -244,7 +250,14 @@ static void announce(td_prompts *p, td_prompt *r, const td_step_chunk *c, uint32
     pages.page_ids = r->pages + c->first_page;
     pages.generations = r->generations + c->first_page;
     pages.crc32c = (uint32_t *)crc;
+    td_ready_pages ready = {.pages = pages.page_ids,
+                            .generations = pages.generations,
+                            .n = n,
+                            .first_page = c->first_page,
+                            .last_layer = last_layer};
+    td_prefill_engine_publish(p->conf.engine, &ready);
     Tandem__V1__PrefillEvent event = TANDEM__V1__PREFILL_EVENT__INIT;
+    event.incarnation = (char *)p->conf.incarnation;
     event.event_case = TANDEM__V1__PREFILL_EVENT__EVENT_PAGES;
     event.pages = &pages;
     td_status st = td_message_send(r->call, &event.base);
@@ -272,11 +285,16 @@ static void serve(td_prompts *p, td_prompt *r, const td_step_result *result)
     int64_t now = td_now_ns();
     Tandem__V1__PrefillDone done = TANDEM__V1__PREFILL_DONE__INIT;
     done.first_token = (uint32_t)result->first_token;
-    done.blob_slot = r->blob_slot >= 0 ? (uint32_t)r->blob_slot : 0;
-    done.blob_crc32c = result->blob_crc;
+    if (r->blob_slot >= 0) {
+        done.blob_slot = (uint32_t)r->blob_slot;
+        done.blob_generation = r->blob_generation;
+        done.blob_crc32c = result->blob_crc;
+        td_prefill_engine_publish_blob(p->conf.engine, done.blob_slot, r->blob_generation);
+    }
     done.queue_s = (double)(r->began_ns - r->arrived_ns) / 1e9;
     done.compute_s = (double)(now - r->began_ns) / 1e9;
     Tandem__V1__PrefillEvent event = TANDEM__V1__PREFILL_EVENT__INIT;
+    event.incarnation = (char *)p->conf.incarnation;
     event.event_case = TANDEM__V1__PREFILL_EVENT__EVENT_DONE;
     event.done = &done;
     td_metric_add(p->m_prompt_tokens, r->n_tokens);
@@ -285,7 +303,6 @@ static void serve(td_prompts *p, td_prompt *r, const td_step_result *result)
     td_kv_pool_mark(p->pool, r->owner, r->pages, r->n_pages, TD_PAGE_SERVED);
     set_state(p, r, TD_PROMPT_SERVED);
     r->lease_ns = now + p->conf.conf->lease_ms * TD_NS_PER_MS;
-    r->reader->n_pages_served += r->n_pages;
     td_message_reply(r->call, &event.base);
     r->call = NULL;
 }
@@ -361,8 +378,8 @@ static void end_leases(td_timer *timer, void *user)
         td_prompt *r = &p->rows[i];
         if (r->state != TD_PROMPT_SERVED || now < r->lease_ns)
             continue;
-        td_warn("prompt.lease_end", "req=%s peer=%s incarnation=%s pages=%u held_ms=%.0f", r->id,
-                r->reader->address, r->reader->incarnation, r->n_pages,
+        td_warn("prompt.lease_end", "req=%s peer=%s remote=%s incarnation=%s pages=%u held_ms=%.0f",
+                r->id, r->reader->address, r->reader->remote, r->reader->incarnation, r->n_pages,
                 (double)(now - r->since_ns) / 1e6);
         td_metric_add(p->m_leases, 1);
         end_prompt(p, r);
@@ -396,9 +413,11 @@ td_status td_prompts_create(const td_prompts_conf *conf, td_prompts **out, td_er
     p->n_rows = p->counts[TD_PROMPT_FREE] = conf->conf->w.max_requests;
     p->rows = calloc(p->n_rows, sizeof(*p->rows));
     p->blob_used = calloc(td_prefill_engine_blobs(conf->engine), 1);
+    p->blob_generations =
+        calloc(td_prefill_engine_blobs(conf->engine), sizeof(*p->blob_generations));
     td_task_init(&p->start, conf->loop, start_step, p);
     td_timer_init(&p->leases, conf->loop, end_leases, p);
-    td_status st = p->rows != NULL && p->blob_used != NULL
+    td_status st = p->rows != NULL && p->blob_used != NULL && p->blob_generations != NULL
                        ? TD_OK
                        : td_fail(err, TD_NOMEM, "prompts: no memory");
     if (st == TD_OK)
@@ -431,6 +450,7 @@ void td_prompts_destroy(td_prompts *p)
     td_kv_pool_destroy(p->pool);
     free(p->rows);
     free(p->blob_used);
+    free(p->blob_generations);
     free(p);
 }
 
@@ -456,6 +476,19 @@ uint64_t td_prompts_tokens_left(const td_prompts *p)
 const td_kv_pool *td_prompts_pool(const td_prompts *p)
 {
     return p->pool;
+}
+
+uint32_t td_prompts_check_free(td_prompts *p)
+{
+    uint32_t n = 0;
+    td_err err;
+    for (uint32_t page = 0; page < td_kv_pool_n_pages(p->pool); page++)
+        if (td_kv_pool_info(p->pool, page).state == TD_PAGE_FREE &&
+            td_prefill_engine_check_free(p->conf.engine, page, &err) != TD_OK) {
+            td_error("kv.poison", "why=\"%s\"", err.text);
+            n++;
+        }
+    return n;
 }
 
 uint32_t td_prompts_rows(const td_prompts *p)

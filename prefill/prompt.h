@@ -33,6 +33,7 @@ typedef struct {
     uint32_t *pages, *generations; /* [n_pages], owned */
     uint32_t n_pages;
     int32_t blob_slot; /* -1: none */
+    uint32_t blob_generation;
     int64_t arrived_ns, began_ns, since_ns /* in this state */, lease_ns /* SERVED: its end */;
     uint64_t order; /* of arrival */
 } td_prompt;
@@ -44,6 +45,7 @@ typedef struct {
     td_prefill_engine *engine;
     td_metrics *metrics;
     const td_prefill_conf *conf;
+    const char *incarnation; /* ours, in every event */
 } td_prompts_conf;
 
 td_status td_prompts_create(const td_prompts_conf *conf, td_prompts **out, td_err *err);
@@ -79,6 +81,8 @@ uint32_t td_prompts_count(const td_prompts *prompts, td_prompt_state state);
 uint32_t td_prompts_active(const td_prompts *prompts); /* all but FREE */
 uint64_t td_prompts_tokens_left(const td_prompts *prompts);
 const td_kv_pool *td_prompts_pool(const td_prompts *prompts);
+/* Nothing computes. debug-poison: how many free pages were written to; each is logged. */
+uint32_t td_prompts_check_free(td_prompts *prompts);
 uint32_t td_prompts_rows(const td_prompts *prompts);
 const td_prompt *td_prompts_row(const td_prompts *prompts, uint32_t row);
 #endif

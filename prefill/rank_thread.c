@@ -226,7 +226,7 @@ static void shut_down(td_rank_thread *t)
         td_device_free(t->self.device, t->page_ids);
         td_device_free(t->self.device, t->page_crc);
     }
-    /* the slab outlives the thread: the transfer layer has it registered */
+    /* the slab outlives the thread: the transfer thread reads it */
 }
 
 static void *rank_main(void *arg)

@@ -30,7 +30,7 @@ typedef struct {
     td_progress *progress;
     td_fingerprint *fingerprint; /* rank 0 fills the model's fields before it is ready */
     pthread_t thread;
-    /* the thread's own until it is ready; then the slab may be registered for remote reading */
+    /* the thread's own until it is ready; then the slab is read by the transfer thread, too */
     td_rank self;
     td_prefill *prefill;
     int32_t *page_ids; /* device, [max pages of a step] */

@@ -27,7 +27,7 @@ static td_prefill_reader *longest_unseen(td_prefill_readers *readers)
 }
 
 td_status td_prefill_readers_note(td_prefill_readers *readers, const char *incarnation,
-                                  const char *address, td_err *err)
+                                  const char *address, const char *remote, td_err *err)
 {
     td_addr addr;
     if (!td_incarnation_valid(incarnation))
@@ -45,6 +45,7 @@ td_status td_prefill_readers_note(td_prefill_readers *readers, const char *incar
         memcpy(r->incarnation, incarnation, sizeof(r->incarnation));
     }
     td_addr_format(&addr, r->address);
+    snprintf(r->remote, sizeof(r->remote), "%.79s", remote);
     r->seen_ns = td_now_ns();
     return TD_OK;
 }

@@ -12,9 +12,9 @@
 typedef struct {
     char incarnation[TD_INCARNATION_BYTES]; /* "": free */
     char address[272];                      /* its control address, as it says */
+    char remote[80];                        /* where its connection really comes from */
     int64_t seen_ns;
-    uint32_t n_prompts;      /* here now, served ones too */
-    uint64_t n_pages_served; /* ever */
+    uint32_t n_prompts; /* here now, served ones too */
 } td_prefill_reader;
 
 typedef struct {
@@ -26,5 +26,5 @@ td_prefill_reader *td_prefill_readers_find(td_prefill_readers *readers, const ch
 /* It connects (again). TD_INVALID: not an incarnation, or not an address; TD_EXHAUSTED: every row
  * has prompts. */
 td_status td_prefill_readers_note(td_prefill_readers *readers, const char *incarnation,
-                                  const char *address, td_err *err);
+                                  const char *address, const char *remote, td_err *err);
 #endif

@@ -2,6 +2,8 @@
 
 #include "common/base/clock.h"
 
+#include <string.h>
+
 #define SHOWN_FOR_NS (600 * TD_NS_PER_S)
 
 void td_prefill_report_status(void *user, Tandem__V1__WorkerStatus *status)
@@ -26,25 +28,49 @@ void td_prefill_report_status(void *user, Tandem__V1__WorkerStatus *status)
     status->n_pages = TD_PAGE_N_STATES;
 }
 
-/* A source sees who connected and what it gave out; what arrived, and how fast, is the reader's to
- * count. Who has not been heard for long may be gone, and is left out. */
+/* Adds a reader's connections to one rank: what they were given, since the oldest was made. */
+static uint32_t add_connections(td_prefill_report *r, uint32_t rank, Tandem__V1__Link *row,
+                                int64_t now)
+{
+    td_xfer *xfer = td_prefill_engine_xfer(r->engine, rank);
+    uint32_t n = 0;
+    uint32_t n_all = xfer != NULL ? td_xfer_readers(xfer, r->connected, TD_PREFILL_MAX_READERS) : 0;
+    for (uint32_t i = 0; i < n_all; i++) {
+        const td_xfer_reader_info *c = &r->connected[i];
+        double age_s = (double)(now - c->since_ns) / 1e9;
+        if (strcmp(c->incarnation, row->peer_incarnation) != 0)
+            continue;
+        row->gets += c->n_pulls;
+        row->bytes += c->n_bytes;
+        row->age_s = age_s > row->age_s ? age_s : row->age_s;
+        n++;
+    }
+    return n;
+}
+
+/* A source sees who is connected and what it gave out; what arrived, and how fast, is the reader's
+ * to count. Who has no connection and has not been heard for long is left out. */
 uint32_t td_prefill_report_links(void *user, Tandem__V1__Link *rows)
 {
-    const td_prefill_report *r = user;
+    td_prefill_report *r = user;
     int64_t now = td_now_ns();
     uint32_t n = 0;
     for (int i = 0; i < TD_PREFILL_MAX_READERS && n < TD_WORKER_MAX_ROWS; i++) {
         const td_prefill_reader *peer = &r->service->readers.rows[i];
-        if (peer->incarnation[0] == '\0' ||
-            (peer->n_prompts == 0 && now - peer->seen_ns > SHOWN_FOR_NS))
+        Tandem__V1__Link *row = &rows[n];
+        uint32_t n_connected = 0;
+        if (peer->incarnation[0] == '\0')
             continue;
-        rows[n].peer = (char *)peer->address;
-        rows[n].peer_incarnation = (char *)peer->incarnation;
-        rows[n].role = (char *)"source";
-        rows[n].state = (char *)"up";
-        rows[n].gets = peer->n_pages_served;
-        rows[n].bytes = peer->n_pages_served * td_prefill_engine_layout(r->engine)->page_stride;
-        rows[n++].age_s = (double)(now - peer->seen_ns) / 1e9;
+        row->peer = (char *)peer->address;
+        row->peer_incarnation = (char *)peer->incarnation;
+        row->role = (char *)"source";
+        for (uint32_t rank = 0; rank < r->conf->ranks; rank++)
+            n_connected += add_connections(r, rank, row, now);
+        row->state = (char *)(n_connected > 0 ? "up" : "closed");
+        if (n_connected == 0)
+            row->age_s = (double)(now - peer->seen_ns) / 1e9;
+        if (n_connected > 0 || peer->n_prompts > 0 || now - peer->seen_ns < SHOWN_FOR_NS)
+            n++;
     }
     return n;
 }

@@ -3,6 +3,7 @@
 #ifndef TD_PREFILL_REPORT_H
 #define TD_PREFILL_REPORT_H
 #include "common/serve/worker.h"
+#include "common/transfer/stats.h"
 #include "prefill/service.h"
 
 typedef struct {
@@ -10,6 +11,7 @@ typedef struct {
     td_prompts *prompts; /* NULL until the engine is ready */
     const td_prefill_conf *conf;
     const td_prefill_service *service;
+    td_xfer_reader_info connected[TD_PREFILL_MAX_READERS]; /* scratch of links() */
 } td_prefill_report;
 
 /* Rows of a td_worker_service; user is a td_prefill_report. */

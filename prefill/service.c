@@ -77,11 +77,14 @@ static void on_connect(td_rpc_call *call, void *user, const void *msg, size_t le
                                            sizeof(diff)) > 0)
         st = td_fail(&err, TD_PRECONDITION, "prefill and decode do not match (ours: prefill): %s",
                      diff);
+    if (st == TD_OK && req->prefill_incarnation[0] != '\0')
+        st = check_incarnation(s, req->prefill_incarnation, &err);
     if (st == TD_OK)
-        st = td_prefill_readers_note(&s->readers, req->incarnation, req->address, &err);
+        st = td_prefill_readers_note(&s->readers, req->incarnation, req->address,
+                                     td_rpc_call_peer(call), &err);
     if (st == TD_OK) {
-        td_info("peer.connect", "peer=%.200s incarnation=%s build=%.40s", req->address,
-                req->incarnation, req->build);
+        td_info("peer.connect", "peer=%.200s remote=%s incarnation=%s build=%.40s", req->address,
+                td_rpc_call_peer(call), req->incarnation, req->build);
         reply_connect(s, call);
     } else {
         td_warn("peer.refuse", "peer=%.200s why=\"%s\"", req->address, err.text);
@@ -201,11 +204,35 @@ static void on_release(td_rpc_call *call, void *user, const void *msg, size_t le
         return;
     }
     const Tandem__V1__ReleaseRequest *req = (const Tandem__V1__ReleaseRequest *)message;
-    if (s->prompts != NULL && strcmp(req->incarnation, td_serve_incarnation(s->serve)) == 0)
+    td_status st = check_incarnation(s, req->incarnation, &err);
+    if (st == TD_OK && s->prompts != NULL)
         td_prompts_release(s->prompts, req->decode_incarnation, req->number);
     protobuf_c_message_free_unpacked(message, NULL);
+    if (st != TD_OK) {
+        td_rpc_call_fail(call, &err);
+        return;
+    }
     Tandem__V1__ReleaseResponse res = TANDEM__V1__RELEASE_RESPONSE__INIT;
+    res.incarnation = (char *)td_serve_incarnation(s->serve);
     td_message_reply(call, &res.base);
+}
+
+static void reply_renewed(td_prefill_service *s, td_rpc_call *call,
+                          const Tandem__V1__RenewRequest *req)
+{
+    Tandem__V1__RenewResponse res = TANDEM__V1__RENEW_RESPONSE__INIT;
+    res.incarnation = (char *)td_serve_incarnation(s->serve);
+    res.unknown = calloc(req->n_numbers + 1, sizeof(*res.unknown));
+    if (res.unknown == NULL) {
+        td_rpc_call_finish(call, TD_GRPC_RESOURCE_EXHAUSTED, "prefill: no memory for the answer");
+        return;
+    }
+    for (size_t i = 0; i < req->n_numbers; i++)
+        if (s->prompts == NULL ||
+            !td_prompts_renew(s->prompts, req->decode_incarnation, req->numbers[i]))
+            res.unknown[res.n_unknown++] = req->numbers[i];
+    td_message_reply(call, &res.base);
+    free(res.unknown);
 }
 
 static void on_renew(td_rpc_call *call, void *user, const void *msg, size_t len)
@@ -219,21 +246,13 @@ static void on_renew(td_rpc_call *call, void *user, const void *msg, size_t len)
         return;
     }
     const Tandem__V1__RenewRequest *req = (const Tandem__V1__RenewRequest *)message;
-    bool ours = s->prompts != NULL && strcmp(req->incarnation, td_serve_incarnation(s->serve)) == 0;
-    Tandem__V1__RenewResponse res = TANDEM__V1__RENEW_RESPONSE__INIT;
-    res.unknown = calloc(req->n_numbers + 1, sizeof(*res.unknown));
-    if (req->n_numbers > MAX_RENEWED) {
-        td_rpc_call_finish(call, TD_GRPC_INVALID_ARGUMENT,
-                           "prefill: more numbers than max-requests");
-    } else if (res.unknown == NULL) {
-        td_rpc_call_finish(call, TD_GRPC_RESOURCE_EXHAUSTED, "prefill: no memory for the answer");
-    } else {
-        for (size_t i = 0; i < req->n_numbers; i++)
-            if (!ours || !td_prompts_renew(s->prompts, req->decode_incarnation, req->numbers[i]))
-                res.unknown[res.n_unknown++] = req->numbers[i];
-        td_message_reply(call, &res.base);
-    }
-    free(res.unknown);
+    td_status st = check_incarnation(s, req->incarnation, &err);
+    if (st == TD_OK && req->n_numbers > MAX_RENEWED)
+        st = td_fail(&err, TD_INVALID, "prefill: more numbers than max-requests");
+    if (st == TD_OK)
+        reply_renewed(s, call, req);
+    else
+        td_rpc_call_fail(call, &err);
     protobuf_c_message_free_unpacked(message, NULL);
 }
 

@@ -334,7 +334,6 @@ static void on_event(td_rpc_request *req, void *user, const void *msg, size_t le
     Tandem__V1__DecodeEvent *event = (Tandem__V1__DecodeEvent *)message;
     if (event->failure != NULL) {
         snprintf(r->lost_side, sizeof(r->lost_side), "%s", event->failure->side);
-        snprintf(r->lost_peer, sizeof(r->lost_peer), "%s", event->failure->peer);
     }
     r->n_drafted = event->drafted_tokens;
     r->n_accepted = event->accepted_tokens;

@@ -57,7 +57,7 @@ struct td_record {
     const char *finish_reason; /* NULL until decode named one */
     uint32_t n_drafted, n_accepted;
     double admission_s, prefill_s, transfer_s; /* decode's account; 0 before the first token */
-    char lost_side[16], lost_peer[272];        /* from the decode daemon's Failure */
+    char lost_side[16];                        /* from the decode daemon's Failure */
     td_timer timer;                            /* queued: when it is looked at again */
     int64_t unready_ns;                        /* queued: since when no pair is ready; 0: one is */
     td_record *prev, *next;                    /* in the queue */

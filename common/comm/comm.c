@@ -18,7 +18,8 @@
 #else
 #define PAUSE() ((void)0)
 #endif
-#define SPINS_PER_LOOK 64 /* between looks at the clock */
+#define SPINS_PER_LOOK 64           /* between looks at the clock */
+#define STEP_NS (50 * TD_NS_PER_MS) /* the longest sleep; no look at the clock counts for more */
 
 struct td_comm {
     td_comm_group *group;
@@ -102,26 +103,37 @@ uint32_t td_comm_n_ranks(const td_comm *comm)
     return comm->group->n_ranks;
 }
 
-/* Until the generation is no longer `seen`: TD_OK, or TD_DEADLINE. */
-static td_status wait_change(td_comm_group *group, uint32_t seen)
+/* 1: the generation is no longer `seen`. */
+static int spin(const td_comm_group *group, uint32_t seen)
 {
-    int64_t start = td_now_ns(), now = start;
-    int64_t end = start + group->deadline_ms * TD_NS_PER_MS;
-    int64_t spin_end = start + (int64_t)group->spin_us * 1000;
-    while (now < spin_end) {
+    int64_t end = td_now_ns() + (int64_t)group->spin_us * 1000;
+    do {
         for (int i = 0; i < SPINS_PER_LOOK; i++) {
             if (atomic_load(&group->generation) != seen)
-                return TD_OK;
+                return 1;
             PAUSE();
         }
-        now = td_now_ns();
-    }
+    } while (td_now_ns() < end);
+    return 0;
+}
+
+/* Until the generation is no longer `seen`: TD_OK, or TD_DEADLINE. A process that was stopped finds
+ * all its deadlines past and its peers, which were stopped with it, as far as before: time in which
+ * we did not run does not count. */
+static td_status wait_change(td_comm_group *group, uint32_t seen)
+{
+    if (group->spin_us > 0 && spin(group, seen))
+        return TD_OK;
+    int64_t limit = group->deadline_ms * TD_NS_PER_MS, waited = 0, last = td_now_ns();
     while (atomic_load(&group->generation) == seen) {
-        now = td_now_ns();
-        if (now >= end)
+        int64_t left = limit - waited;
+        if (left <= 0)
             return TD_DEADLINE;
-        struct timespec left = {(end - now) / TD_NS_PER_S, (end - now) % TD_NS_PER_S};
-        syscall(SYS_futex, &group->generation, FUTEX_WAIT_PRIVATE, seen, &left, NULL, 0);
+        struct timespec sleep = {0, left < STEP_NS ? left : STEP_NS};
+        syscall(SYS_futex, &group->generation, FUTEX_WAIT_PRIVATE, seen, &sleep, NULL, 0);
+        int64_t now = td_now_ns(), step = now - last;
+        waited += step < STEP_NS ? step : STEP_NS;
+        last = now;
     }
     return TD_OK;
 }

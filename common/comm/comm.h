@@ -16,7 +16,8 @@
 typedef struct td_comm_group td_comm_group; /* shared by the ranks' threads */
 typedef struct td_comm td_comm;             /* one rank's end; that rank's thread only */
 
-/* deadline_ms: longest wait for a peer inside one collective. spin_us: spin before sleeping. */
+/* deadline_ms: longest wait for a peer inside one collective, not counting time in which the
+ * process was stopped. spin_us: spin before sleeping. */
 td_status td_comm_group_create(uint32_t n_ranks, uint32_t spin_us, int64_t deadline_ms,
                                td_comm_group **out, td_err *err);
 void td_comm_group_destroy(td_comm_group *group); /* after all threads left it */

@@ -63,16 +63,22 @@ static int is_poisoned(const unsigned char *bytes, uint64_t n)
     return memcmp(bytes, poison_bytes, step) == 0 && memcmp(bytes + step, bytes, n - step) == 0;
 }
 
+td_status td_kv_slab_check(const td_kv_slab *slab, uint32_t page, td_err *err)
+{
+    const unsigned char *bytes = td_kv_slab_page(slab, page);
+    if (!slab->poison || is_poisoned(bytes, slab->page_stride))
+        return TD_OK;
+    uint64_t i = 0;
+    while (bytes[i] == poison_bytes[i % sizeof(poison_bytes)])
+        i++;
+    return td_fail(err, TD_DATA_LOSS, "kv slab: free page %u was written to, first at byte %llu",
+                   page, (unsigned long long)i);
+}
+
 td_status td_kv_slab_open(td_kv_slab *slab, uint32_t page, td_err *err)
 {
-    unsigned char *bytes = td_kv_slab_page(slab, page);
-    if (slab->poison && !is_poisoned(bytes, slab->page_stride)) {
-        for (uint64_t i = 0; i < slab->page_stride; i++)
-            if (bytes[i] != poison_bytes[i % sizeof(poison_bytes)])
-                return td_fail(err, TD_DATA_LOSS,
-                               "kv slab: free page %u was written to, first at byte %llu", page,
-                               (unsigned long long)i);
-    }
-    memset(bytes, 0, slab->page_stride);
-    return TD_OK;
+    td_status st = td_kv_slab_check(slab, page, err);
+    if (st == TD_OK)
+        memset(td_kv_slab_page(slab, page), 0, slab->page_stride);
+    return st;
 }

@@ -1,6 +1,7 @@
 /* slab.h - the memory behind a pool's pages on one rank: [n_pages] of page_stride bytes. With
  * poison on (a debug switch) freed pages are filled with a pattern, and the pattern is checked when
- * they are given out again: a byte that arrived late is found, and named. */
+ * they are given out again and when the daemon ends: a byte that arrived late is found, and named.
+ */
 #ifndef TD_KV_SLAB_H
 #define TD_KV_SLAB_H
 #include "common/base/status.h"
@@ -21,6 +22,8 @@ void td_kv_slab_fini(td_kv_slab *slab); /* zeroed or half-built is fine */
 unsigned char *td_kv_slab_page(const td_kv_slab *slab, uint32_t page);
 /* Page goes back: fill with the pattern (poison on), otherwise nothing. */
 void td_kv_slab_retire(td_kv_slab *slab, uint32_t page);
+/* Poison on: TD_DATA_LOSS names a free page and the first byte of it that was written to. */
+td_status td_kv_slab_check(const td_kv_slab *slab, uint32_t page, td_err *err);
 /* Page is given out: check the pattern (poison on; TD_DATA_LOSS names page and first wrong byte),
  * then zero it, so that unused slots travel as zeros. */
 td_status td_kv_slab_open(td_kv_slab *slab, uint32_t page, td_err *err);

@@ -25,8 +25,12 @@ void td_request_id_make(char out[static TD_REQUEST_ID_MAX + 1]); /* 32 hex digit
  * prompts, texts and KV pages in plaintext. knob stands in the message. */
 td_status td_listen_addr(const char *knob, const char *text, bool allow_plaintext, td_addr *out,
                          td_err *err);
-/* Where a rank's KV pages are served, from the knobs kv-listen (may be "") and listen. TD_CONFIG as
- * above. */
+/* Where ranks 0..n_ranks-1 serve their KV pages, from the knobs kv-listen (may be "") and listen;
+ * *out is rank 0's, in digits: a host name is resolved, which may wait for a name server. TD_CONFIG
+ * as above; also a wildcard, for readers are told where to connect. n_ranks 0: nothing is served,
+ * and a wildcard will do. */
 td_status td_kv_listen_addr(const char *kv_listen, const char *listen, bool allow_plaintext,
-                            uint32_t rank, char out[static 272], td_err *err);
+                            uint32_t n_ranks, td_addr *out, td_err *err);
+/* Rank r's, as text. */
+const char *td_kv_rank_addr(const td_addr *first, uint32_t rank, char out[static 272]);
 #endif

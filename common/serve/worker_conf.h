@@ -16,6 +16,13 @@ typedef struct {
     int64_t drain_timeout_ms;
 } td_worker_conf;
 
+/* Calls at a time on one connection: every request may be one, and those that let go of requests
+ * (Release, Renew) and heartbeats must never wait behind them. */
+static inline uint32_t td_worker_max_streams(const td_worker_conf *conf)
+{
+    return conf->max_requests + 64;
+}
+
 #define TD_WORKER_FIELDS(strct, m, listen_default, admin_default)                                  \
     TD_CONF_FIELD(strct, "listen", m.listen, STR, listen_default, NULL, NULL,                      \
                   "address of the control port (gRPC)"),                                           \
@@ -45,8 +52,8 @@ typedef struct {
         TD_CONF_FIELD(strct, "allow-tcp", m.allow_tcp, BOOL, "false", NULL, NULL,                  \
                       "transport auto may end on tcp"),                                            \
         TD_CONF_FIELD(strct, "kv-listen", m.kv_listen, STR, "", NULL, NULL,                        \
-                      "numeric address for KV pages, to be reachable from peers only; rank r "     \
-                      "takes port + r; empty: the host of listen, any port"),                      \
+                      "address for KV pages, no wildcard, to be reachable from peers only; rank "  \
+                      "r takes port + r; empty: the host of listen, any port"),                    \
         TD_CONF_FIELD(strct, "net-devices", m.net_devices, STR, "", NULL, NULL,                    \
                       "network devices for KV pages, UCX names (lo, eth0, mlx5_0:1); empty: any"), \
         TD_CONF_FIELD(strct, "port-range", m.port_range, STR, "", NULL, NULL,                      \
@@ -56,7 +63,8 @@ typedef struct {
         TD_CONF_FIELD(strct, "log-level", m.log_level, ENUM, "info", "debug|info|warn|error",      \
                       NULL, "least severe lines that are written"),                                \
         TD_CONF_FIELD(strct, "debug-poison", m.debug_poison, BOOL, "false", NULL, NULL,            \
-                      "fill freed KV pages with a pattern and check it when they are reused"),     \
+                      "fill freed KV pages with a pattern; check it when they are reused, and at " \
+                      "the end"),                                                                  \
         TD_CONF_FIELD(                                                                             \
             strct, "debug-faults", m.debug_faults, STR, "", NULL, NULL,                            \
             "faults of the KV transfer to provoke: damage:N[:2], stall:N[:TIMES], break:N")

@@ -87,6 +87,14 @@ static const void *address_bytes(const struct sockaddr_storage *addr, int *is_an
     return in4;
 }
 
+static int serves(const td_engine *engine)
+{
+    int any = 0;
+    for (uint32_t i = 0; i < engine->config.n_regions; i++)
+        any |= engine->regions[i].served;
+    return any;
+}
+
 td_status td_choose_addresses(td_engine *engine, td_xfer_desc *desc, td_err *err)
 {
     td_xfer_config *config = &engine->config;
@@ -111,7 +119,7 @@ td_status td_choose_addresses(td_engine *engine, td_xfer_desc *desc, td_err *err
         bytes = address_bytes(&told, &is_any, &ignored);
         desc->ip_version = told.ss_family == AF_INET6 ? 6 : 4;
     }
-    if (is_any)
+    if (is_any && serves(engine))
         return td_fail(err, TD_CONFIG,
                        "transfer: listening on %s needs an address to advertise to readers",
                        listen);

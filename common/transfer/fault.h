@@ -19,7 +19,7 @@ typedef enum {
 typedef struct {
     td_xfer_fault_kind kind;
     uint32_t nth;   /* 1 = the next one */
-    uint32_t times; /* DAMAGE: 1 or 2 */
+    uint32_t times; /* DAMAGE: 1 or 2 fetches; STALL: so many gets; BREAK: 1 */
 } td_xfer_fault;
 
 td_status td_xfer_fault_parse(const char *text, td_xfer_fault *out, td_err *err);

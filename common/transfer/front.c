@@ -51,6 +51,8 @@ static td_status check_config(const td_xfer_config *c, td_err *err)
     for (uint32_t i = 0; i < c->n_regions; i++)
         if (c->regions[i].base == NULL || c->regions[i].stride == 0 || c->regions[i].n_slots == 0)
             return td_fail(err, TD_CONFIG, "transfer: region %u is empty", i);
+        else if (c->regions[i].served && c->regions[i].stride > UINT32_MAX)
+            return td_fail(err, TD_CONFIG, "transfer: region %u has slots of 4 GiB and more", i);
     if (c->max_links == 0 || c->max_links > 4096 || c->max_readers == 0 || c->max_readers > 4096 ||
         c->max_jobs == 0 || c->max_jobs > 65536 || c->max_pages == 0 || c->max_pages > (1U << 24) ||
         c->gets_per_link == 0 || c->gets_per_link > TD_WIRE_MAX_PULLS)
@@ -81,6 +83,7 @@ static td_status allocate(td_xfer *xfer, td_err *err)
     engine->pages = calloc(c->max_pages, sizeof(*engine->pages));
     engine->gets = calloc(engine->n_gets, sizeof(*engine->gets));
     engine->readers = calloc(c->max_readers, sizeof(*engine->readers));
+    engine->reader_shared = calloc(c->max_readers, sizeof(*engine->reader_shared));
     engine->event = calloc(1, sizeof(*engine->event) + max_job);
     engine->link_shared = calloc(c->max_links, sizeof(*engine->link_shared));
     engine->job_shared = calloc(c->max_jobs, sizeof(*engine->job_shared));
@@ -89,10 +92,17 @@ static td_status allocate(td_xfer *xfer, td_err *err)
     xfer->free_jobs = calloc(c->max_jobs, sizeof(*xfer->free_jobs));
     xfer->get = calloc(1, sizeof(*xfer->get) + max_job * sizeof(td_xfer_page));
     if (engine->links == NULL || engine->jobs == NULL || engine->pages == NULL ||
-        engine->gets == NULL || engine->readers == NULL || engine->event == NULL ||
-        engine->link_shared == NULL || engine->job_shared == NULL || xfer->links == NULL ||
-        xfer->jobs == NULL || xfer->free_jobs == NULL || xfer->get == NULL)
+        engine->gets == NULL || engine->readers == NULL || engine->reader_shared == NULL ||
+        engine->event == NULL || engine->link_shared == NULL || engine->job_shared == NULL ||
+        xfer->links == NULL || xfer->jobs == NULL || xfer->free_jobs == NULL || xfer->get == NULL)
         return td_fail(err, TD_NOMEM, "transfer: no memory for its tables");
+    for (uint32_t i = 0; i < c->n_regions; i++) {
+        if (!engine->regions[i].served)
+            continue;
+        engine->published[i] = calloc(engine->regions[i].n_slots, sizeof(*engine->published[i]));
+        if (engine->published[i] == NULL)
+            return td_fail(err, TD_NOMEM, "transfer: no memory for its tables");
+    }
     xfer->n_free_jobs = c->max_jobs;
     for (uint32_t i = 0; i < c->max_jobs; i++)
         xfer->free_jobs[i] = c->max_jobs - 1 - i;
@@ -212,11 +222,14 @@ void td_xfer_destroy(td_xfer *xfer)
         close(engine->wake_fd);
     td_ring_destroy(engine->commands);
     td_ring_destroy(engine->events);
+    for (uint32_t i = 0; i < TD_XFER_MAX_REGIONS; i++)
+        free(engine->published[i]);
     free(engine->links);
     free(engine->jobs);
     free(engine->pages);
     free(engine->gets);
     free(engine->readers);
+    free(engine->reader_shared);
     free(engine->event);
     free(engine->link_shared);
     free(engine->job_shared);
@@ -233,14 +246,26 @@ const unsigned char *td_xfer_descriptor(const td_xfer *xfer, size_t *n_bytes)
     return xfer->desc;
 }
 
-void td_xfer_publish(td_xfer *xfer)
+void td_xfer_publish(td_xfer *xfer, uint32_t region, uint32_t slot, uint32_t generation,
+                     uint64_t n_bytes)
 {
-    atomic_fetch_add_explicit(&xfer->engine.published, 1, memory_order_release);
+    const td_engine *engine = &xfer->engine;
+    td_assert(region < engine->config.n_regions && slot < engine->regions[region].n_slots &&
+              generation != 0 && n_bytes <= engine->regions[region].stride);
+    if (engine->published[region] != NULL)
+        atomic_store_explicit(&engine->published[region][slot],
+                              (uint64_t)generation << 32 | n_bytes, memory_order_release);
 }
 
-void td_xfer_reclaim(td_xfer *xfer)
+void td_xfer_reclaim(td_xfer *xfer, uint32_t region, const uint32_t *slots, uint32_t n)
 {
-    (void)atomic_load_explicit(&xfer->engine.n_rounds, memory_order_acquire);
+    const td_engine *engine = &xfer->engine;
+    td_assert(region < engine->config.n_regions);
+    for (uint32_t i = 0; i < n && engine->published[region] != NULL; i++) {
+        td_assert(slots[i] < engine->regions[region].n_slots);
+        atomic_store_explicit(&engine->published[region][slots[i]], 0, memory_order_relaxed);
+    }
+    (void)atomic_load_explicit(&engine->n_rounds, memory_order_acquire);
 }
 
 /* ---- commands ---- */
@@ -455,6 +480,8 @@ static void end_job(td_xfer *xfer, const td_event_msg *msg, td_xfer_event *out)
     xfer->free_jobs[xfer->n_free_jobs++] = msg->job.slot;
     xfer->links[msg->link.slot].n_jobs--;
     job->live = 0;
+    xfer->n_ended++;
+    xfer->n_failed += msg->status != TD_OK && msg->status != TD_CANCELLED;
     job->info.stage = TD_XFER_JOB_ENDED;
     job->info.status = msg->status;
     job->info.n_pages_done = TD_GET(xfer->engine.job_shared[msg->job.slot].n_pages_done);

@@ -39,6 +39,7 @@ struct td_xfer {
 
     td_xfer_job_info recent[TD_XFER_N_RECENT]; /* ring */
     uint32_t n_recent, next_recent;
+    uint64_t n_ended, n_failed; /* jobs, ever */
 };
 
 /* address.c */

@@ -88,10 +88,24 @@ typedef struct {
     _Atomic uint32_t n_pages_done;
 } td_job_shared;
 
+/* Somebody who is connected. The name is written before `slot_use` becomes odd, and stays until it
+ * is even again. */
+typedef struct {
+    _Atomic uint32_t slot_use;
+    _Atomic uint64_t name[TD_XFER_INCARNATION_BYTES / 8];
+    _Atomic uint64_t n_pulls, n_bytes;
+    _Atomic int64_t since_ns;
+} td_reader_shared;
+
 typedef struct {
     _Atomic uint32_t n_readers;
     _Atomic uint64_t n_welcomed, n_refused, n_pulls, n_bad_pulls, n_bytes, n_restarts;
 } td_served_shared;
+
+/* Of all links together, closed ones too. */
+typedef struct {
+    _Atomic uint64_t n_bytes, n_crc_mismatches, n_refetches, n_reconnects;
+} td_drawn_shared;
 
 /* One thread writes, the other reads: no read-modify-write is needed. */
 #define TD_GET(a) atomic_load_explicit(&(a), memory_order_relaxed)
@@ -102,8 +116,8 @@ typedef struct {
 
 /* A page of a job. Pages of all jobs come from one pool of fixed size. */
 typedef struct {
-    uint32_t remote, local, crc32c;
-    uint32_t next;       /* in the job's list, or in the free list */
+    uint32_t remote, local, generation, crc32c, number; /* see td_xfer_page */
+    uint32_t next;                                      /* in the job's list, or in the free list */
     uint32_t next_again; /* in the job's list of pages to fetch again */
     uint16_t index;      /* in the job */
     uint8_t n_damaged;   /* times it arrived damaged */
@@ -168,7 +182,7 @@ typedef struct {
 
 typedef struct {
     uint64_t get_id;
-    uint32_t region, slot, piece_bytes;
+    uint32_t region, slot, generation, piece_bytes;
     uint64_t offset, n_bytes, n_sent;
 } td_pull;
 
@@ -198,8 +212,10 @@ typedef struct td_engine {
     td_ring *commands, *events;
     int wake_fd;
     _Atomic int asleep;
-    _Atomic uint64_t published; /* see td_xfer_publish() */
-    _Atomic uint64_t n_rounds;  /* of the thread's loop; see td_xfer_reclaim() */
+    /* [n_slots] of each served region: generation << 32 | bytes that may be read; 0: none. The
+     * owner's thread writes, see td_xfer_publish(). */
+    _Atomic uint64_t *published[TD_XFER_MAX_REGIONS];
+    _Atomic uint64_t n_rounds; /* of the thread's loop; see td_xfer_reclaim() */
     int stopping, want_restart;
     int64_t now_ns, next_timer_ns;
     int64_t busy_ns;               /* when something last moved */
@@ -224,9 +240,11 @@ typedef struct td_engine {
     uint32_t fault_seen;
     uint32_t fault_page; /* page to damage again, or TD_NONE */
 
-    td_link_shared *link_shared; /* [max_links] */
-    td_job_shared *job_shared;   /* [max_jobs] */
+    td_link_shared *link_shared;     /* [max_links] */
+    td_job_shared *job_shared;       /* [max_jobs] */
+    td_reader_shared *reader_shared; /* [max_readers] */
     td_served_shared served;
+    td_drawn_shared drawn;
 } td_engine;
 
 /* engine.c: the thread */
@@ -253,6 +271,9 @@ void td_link_timers(td_engine *engine);
 /* Around a restart of the worker: endpoints go, gets are asked again over new ones. */
 void td_link_suspend_all(td_engine *engine);
 void td_link_resume_all(td_engine *engine);
+/* NULL: the transport is one that the configuration allows between these two; else why not. */
+const char *td_link_judge_transport(const td_xfer_config *config, int same_host,
+                                    const char *transport);
 /* "prefill-1 rank 0" */
 const char *td_link_name(const td_link *link, char out[TD_XFER_PEER_BYTES + 24]);
 

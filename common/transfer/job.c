@@ -144,6 +144,7 @@ static td_status ask(td_engine *engine, td_link *link, td_job *job, uint32_t pag
         .offset = job->offset,
         .n_bytes = job->n_bytes,
         .piece_bytes = link->piece_bytes,
+        .generation = engine->pages[page].generation,
     };
     td_ucx_message msg = {.id = TD_WIRE_PULL, .header = &pull, .n_header_bytes = sizeof(pull)};
     td_status st = td_ucx_send_message(&engine->ucx, link->ep, &msg);
@@ -215,7 +216,9 @@ static void take_pages(td_engine *engine, td_job *job, const td_xfer_page *pages
         *page = (td_page){
             .remote = pages[i].remote,
             .local = pages[i].local,
+            .generation = pages[i].generation,
             .crc32c = pages[i].crc32c,
+            .number = pages[i].number,
             .next = TD_NONE,
             .next_again = TD_NONE,
             .index = (uint16_t)i,
@@ -417,6 +420,7 @@ static void count_bytes(td_engine *engine, td_link *link, size_t n_bytes)
 {
     td_link_shared *shared = &engine->link_shared[link->handle.slot];
     TD_ADD(shared->n_bytes, n_bytes);
+    TD_ADD(engine->drawn.n_bytes, n_bytes);
     TD_SET(shared->moved_ns, engine->now_ns);
     link->rate_bytes += n_bytes;
     int64_t span_ns = engine->now_ns - link->rate_since_ns;
@@ -428,26 +432,38 @@ static void count_bytes(td_engine *engine, td_link *link, size_t n_bytes)
     link->rate_since_ns = engine->now_ns;
 }
 
+/* In the request's words: "page 7, layers 2 to 3". */
+static const char *name_range(const td_job *job, const td_page *page, char out[80])
+{
+    if (job->region == TD_XFER_BLOBS)
+        snprintf(out, 80, "hidden state");
+    else
+        snprintf(out, 80, "page %u, layers %u to %u", page->number, job->first_layer,
+                 job->last_layer - 1);
+    return out;
+}
+
 static void judge_damaged(td_engine *engine, const td_get *done, td_job *job, td_page *page)
 {
     td_link *link = &engine->links[done->link];
     td_link_shared *shared = &engine->link_shared[done->link];
     TD_ADD(shared->n_crc_mismatches, 1);
+    TD_ADD(engine->drawn.n_crc_mismatches, 1);
     if (++page->n_damaged == 1) {
         TD_ADD(shared->n_refetches, 1);
+        TD_ADD(engine->drawn.n_refetches, 1);
         job->n_refetched++;
         fetch_again(engine, job, done->page);
         return;
     }
-    char name[TD_XFER_PEER_BYTES + 24];
+    char name[TD_XFER_PEER_BYTES + 24], what[80];
     page->verdict = TD_XFER_PAGE_DAMAGED;
-    td_job_end(
-        engine, job, TD_DATA_LOSS,
-        "page %u of %u (layers %u to %u, slot %u there, %u here, %llu bytes at %llu) from %s "
-        "came damaged twice: crc32c %08x, want %08x",
-        page->index, job->n_pages, job->first_layer, job->last_layer, page->remote, page->local,
-        (unsigned long long)job->n_bytes, (unsigned long long)job->offset, td_link_name(link, name),
-        done->crc32c, page->crc32c);
+    td_job_end(engine, job, TD_DATA_LOSS,
+               "%s (slot %u there, %u here, %llu bytes at %llu) from %s came damaged twice: crc32c "
+               "%08x, want %08x",
+               name_range(job, page, what), page->remote, page->local,
+               (unsigned long long)job->n_bytes, (unsigned long long)job->offset,
+               td_link_name(link, name), done->crc32c, page->crc32c);
 }
 
 /* All bytes of a page's range are there. */
@@ -550,10 +566,16 @@ static ucs_status_t on_refuse(void *arg, const void *header, size_t n_header_byt
     td_get *get = link != NULL ? find_get(engine, msg.get_id, msg.link.link) : NULL;
     if (get == NULL)
         return UCS_OK;
-    char name[TD_XFER_PEER_BYTES + 24];
+    char name[TD_XFER_PEER_BYTES + 24], what[80];
+    td_job *job = &engine->jobs[get->job];
     const td_page *page = &engine->pages[get->page];
-    td_job_end(engine, &engine->jobs[get->job], TD_PROTOCOL, "%s does not serve its slot %u: %s",
-               td_link_name(link, name), page->remote, td_status_text((td_status)msg.status));
+    if (msg.status == TD_MISMATCH)
+        td_job_end(engine, job, TD_MISMATCH, "%s: %s holds it no more in slot %u, generation %u",
+                   name_range(job, page, what), td_link_name(link, name), page->remote,
+                   page->generation);
+    else
+        td_job_end(engine, job, TD_PROTOCOL, "%s does not serve its slot %u: %s",
+                   td_link_name(link, name), page->remote, td_status_text((td_status)msg.status));
     return UCS_OK;
 }
 

@@ -108,11 +108,12 @@ static td_status say_hello(td_engine *engine, td_link *link)
 {
     td_wire_hello hello = {
         .magic = TD_WIRE_MAGIC,
-        .version = TD_WIRE_VERSION,
+        .version = TD_XFER_PROTOCOL,
         .link = {link->handle.slot, link->attempt},
         .rank = link->desc.rank,
     };
     memcpy(hello.incarnation, link->desc.incarnation, sizeof(hello.incarnation));
+    memcpy(hello.reader, engine->incarnation, sizeof(hello.reader));
     td_ucx_message msg = {
         .id = TD_WIRE_HELLO,
         .header = &hello,
@@ -190,6 +191,7 @@ static void reconnect(td_engine *engine, td_link *link, const char *why)
         return;
     }
     TD_ADD(engine->link_shared[link->handle.slot].n_reconnects, 1);
+    TD_ADD(engine->drawn.n_reconnects, 1);
     enter(engine, link, TD_XFER_LINK_RECONNECTING);
     set_deadlines(engine, link);
     try_connect(engine, link);
@@ -220,6 +222,7 @@ void td_link_suspend_all(td_engine *engine)
         if (link->state != TD_XFER_LINK_READY)
             continue;
         TD_ADD(engine->link_shared[i].n_reconnects, 1);
+        TD_ADD(engine->drawn.n_reconnects, 1);
         enter(engine, link, TD_XFER_LINK_RECONNECTING);
         set_deadlines(engine, link);
     }
@@ -232,19 +235,20 @@ void td_link_resume_all(td_engine *engine)
             try_connect(engine, &engine->links[i]);
 }
 
-/* NULL: the transport is one that the configuration allows between these two. */
-static const char *judge_transport(const td_engine *engine, const td_link *link,
-                                   const char *transport)
+const char *td_link_judge_transport(const td_xfer_config *config, int same_host,
+                                    const char *transport)
 {
     int is_shm = td_ucx_is_shm(transport), is_tcp = strstr(transport, "tcp") != NULL;
-    switch (engine->config.transport) {
+    if (strcmp(transport, "?") == 0)
+        return "it does not tell which that is";
+    switch (config->transport) {
     case TD_XFER_SHM: return is_shm ? NULL : "shared memory was asked for";
     case TD_XFER_TCP: return is_tcp ? NULL : "tcp was asked for";
     case TD_XFER_AUTO: break;
     }
-    if (engine->config.allow_tcp)
+    if (config->allow_tcp)
         return NULL;
-    if (link->same_host)
+    if (same_host)
         return is_shm ? NULL : "both are on one host, so shared memory was expected";
     return is_tcp ? "no RDMA between these hosts, and tcp is not allowed" : NULL;
 }
@@ -264,7 +268,7 @@ static void take_answer(td_engine *engine, td_link *link)
         return;
     }
     td_ucx_transport(link->ep, transport);
-    const char *wrong = judge_transport(engine, link, transport);
+    const char *wrong = td_link_judge_transport(&engine->config, link->same_host, transport);
     if (wrong != NULL) {
         snprintf(text, sizeof(text), "UCX connected over %s: %s", transport, wrong);
         go_down(engine, link, TD_UNSUPPORTED, text);

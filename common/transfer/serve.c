@@ -21,6 +21,29 @@ static td_reader *find_reader(td_engine *engine, td_wire_reader id)
                : NULL;
 }
 
+/* What tables show of a reader: begins with its hello, ends with its connection. */
+static void show_reader(td_engine *engine, const td_reader *reader, const char *name)
+{
+    td_reader_shared *shared = &engine->reader_shared[reader - engine->readers];
+    for (uint32_t i = 0; i < TD_XFER_INCARNATION_BYTES / 8; i++) {
+        uint64_t word;
+        memcpy(&word, name + (size_t)8 * i, 8);
+        /* who sees it sees that the slot was left before */
+        atomic_store_explicit(&shared->name[i], word, memory_order_release);
+    }
+    TD_SET(shared->n_pulls, 0);
+    TD_SET(shared->n_bytes, 0);
+    TD_SET(shared->since_ns, engine->now_ns);
+    atomic_fetch_add_explicit(&shared->slot_use, 1, memory_order_release);
+}
+
+static void hide_reader(td_engine *engine, const td_reader *reader)
+{
+    td_reader_shared *shared = &engine->reader_shared[reader - engine->readers];
+    if (TD_GET(shared->slot_use) % 2 == 1)
+        atomic_fetch_add_explicit(&shared->slot_use, 1, memory_order_release);
+}
+
 static void count_readers(td_engine *engine, int delta)
 {
     TD_SET(engine->served.n_readers, TD_GET(engine->served.n_readers) + (uint32_t)delta);
@@ -34,6 +57,7 @@ static void close_reader(td_engine *engine, td_reader *reader)
     td_ucx_close_ep(&engine->ucx, reader->ep);
     reader->ep = NULL;
     reader->n_pulls = 0;
+    hide_reader(engine, reader);
     count_readers(engine, -1);
 }
 
@@ -78,7 +102,7 @@ void td_serve_on_connect(ucp_conn_request_h request, void *arg)
 
 static td_status judge_hello(const td_engine *engine, const td_wire_hello *hello)
 {
-    if (hello->magic != TD_WIRE_MAGIC || hello->version != TD_WIRE_VERSION)
+    if (hello->magic != TD_WIRE_MAGIC || hello->version != TD_XFER_PROTOCOL)
         return TD_UNSUPPORTED;
     if (hello->rank != engine->config.rank ||
         memcmp(hello->incarnation, engine->incarnation, sizeof(hello->incarnation)) != 0)
@@ -120,10 +144,12 @@ static ucs_status_t on_hello(void *arg, const void *header, size_t n_header_byte
         reader->broken = 1;
     reader->link = hello.link;
     reader->welcomed = st == TD_OK;
-    if (st == TD_OK)
+    if (st == TD_OK) {
         TD_ADD(engine->served.n_welcomed, 1);
-    else
+        show_reader(engine, reader, hello.reader);
+    } else {
         TD_ADD(engine->served.n_refused, 1);
+    }
     return UCS_OK;
 }
 
@@ -137,9 +163,18 @@ static int is_served(const td_engine *engine, const td_wire_pull *pull)
            pull->piece_bytes >= MIN_PIECE_BYTES && pull->piece_bytes <= TD_WIRE_NET_PIECE_BYTES;
 }
 
-static void refuse(td_engine *engine, td_reader *reader, const td_wire_pull *pull)
+/* Free pages, those that are being computed, and those given to another prompt meanwhile are not
+ * read. */
+static int is_published(const td_engine *engine, uint32_t region, uint32_t slot,
+                        uint32_t generation, uint64_t end)
 {
-    td_wire_refuse answer = {.link = reader->link, .get_id = pull->get_id, .status = TD_INVALID};
+    uint64_t now = atomic_load_explicit(&engine->published[region][slot], memory_order_acquire);
+    return generation != 0 && (uint32_t)(now >> 32) == generation && end <= (uint32_t)now;
+}
+
+static void refuse(td_engine *engine, td_reader *reader, uint64_t get_id, td_status why)
+{
+    td_wire_refuse answer = {.link = reader->link, .get_id = get_id, .status = why};
     td_ucx_message msg = {
         .id = TD_WIRE_REFUSE,
         .header = &answer,
@@ -164,11 +199,14 @@ static ucs_status_t on_pull(void *arg, const void *header, size_t n_header_bytes
     td_reader *reader = find_reader(engine, msg.reader);
     if (reader == NULL)
         return UCS_OK;
-    /* The announcement went another way than this request for what it announced. */
-    (void)atomic_load_explicit(&engine->published, memory_order_acquire);
     TD_ADD(engine->served.n_pulls, 1);
+    TD_ADD(engine->reader_shared[msg.reader.slot].n_pulls, 1);
     if (!is_served(engine, &msg)) {
-        refuse(engine, reader, &msg);
+        refuse(engine, reader, msg.get_id, TD_INVALID);
+        return UCS_OK;
+    }
+    if (!is_published(engine, msg.region, msg.slot, msg.generation, msg.offset + msg.n_bytes)) {
+        refuse(engine, reader, msg.get_id, TD_MISMATCH);
         return UCS_OK;
     }
     if (reader->n_pulls == TD_WIRE_MAX_PULLS) {
@@ -180,6 +218,7 @@ static ucs_status_t on_pull(void *arg, const void *header, size_t n_header_bytes
         .get_id = msg.get_id,
         .region = msg.region,
         .slot = msg.slot,
+        .generation = msg.generation,
         .piece_bytes = msg.piece_bytes,
         .offset = msg.offset,
         .n_bytes = msg.n_bytes,
@@ -253,7 +292,14 @@ static td_status send_piece(td_engine *engine, td_reader *reader, td_pull *pull)
     pull->n_sent += n_bytes;
     reader->n_window_bytes += n_bytes;
     TD_ADD(engine->served.n_bytes, n_bytes);
+    TD_ADD(engine->reader_shared[reader - engine->readers].n_bytes, n_bytes);
     return TD_OK;
+}
+
+static void drop_first(td_reader *reader)
+{
+    reader->first_pull = (reader->first_pull + 1) % TD_WIRE_MAX_PULLS;
+    reader->n_pulls--;
 }
 
 static unsigned serve(td_engine *engine, td_reader *reader)
@@ -261,6 +307,12 @@ static unsigned serve(td_engine *engine, td_reader *reader)
     unsigned n = 0;
     while (n < BURST && reader->n_pulls > 0 && reader->n_window_bytes < TD_WIRE_WINDOW_BYTES) {
         td_pull *pull = &reader->pulls[reader->first_pull];
+        if (!is_published(engine, pull->region, pull->slot, pull->generation, 0)) {
+            refuse(engine, reader, pull->get_id, TD_MISMATCH); /* reclaimed meanwhile */
+            drop_first(reader);
+            n++;
+            continue;
+        }
         td_status st = send_piece(engine, reader, pull);
         if (st == TD_FULL)
             break;
@@ -269,10 +321,8 @@ static unsigned serve(td_engine *engine, td_reader *reader)
             break;
         }
         n++;
-        if (pull->n_sent == pull->n_bytes) {
-            reader->first_pull = (reader->first_pull + 1) % TD_WIRE_MAX_PULLS;
-            reader->n_pulls--;
-        }
+        if (pull->n_sent == pull->n_bytes)
+            drop_first(reader);
     }
     return n;
 }
@@ -337,6 +387,7 @@ void td_serve_forget_all(td_engine *engine)
         reader->live = 0;
         reader->ep = NULL;
         reader->n_pulls = reader->n_out = 0;
+        hide_reader(engine, reader);
     }
     TD_SET(engine->served.n_readers, 0);
 }

@@ -89,6 +89,62 @@ td_xfer_served_info td_xfer_served(const td_xfer *xfer)
     };
 }
 
+static void count_links(const td_xfer *xfer, td_xfer_drawn_info *info)
+{
+    for (uint32_t i = 0; i < xfer->engine.config.max_links; i++) {
+        const char *transport = xfer->links[i].transport;
+        if (!xfer->links[i].live || transport[0] == '\0' ||
+            TD_GET(xfer->engine.link_shared[i].state) != TD_XFER_LINK_READY)
+            continue;
+        if (td_ucx_is_shm(transport))
+            info->n_shm_links++;
+        else if (strstr(transport, "tcp") != NULL)
+            info->n_tcp_links++;
+        else
+            info->n_rdma_links++;
+    }
+}
+
+td_xfer_drawn_info td_xfer_drawn(const td_xfer *xfer)
+{
+    const td_drawn_shared *drawn = &xfer->engine.drawn;
+    td_xfer_drawn_info info = {
+        .n_bytes = TD_GET(drawn->n_bytes),
+        .n_jobs = xfer->n_ended,
+        .n_failed_jobs = xfer->n_failed,
+        .n_crc_mismatches = TD_GET(drawn->n_crc_mismatches),
+        .n_refetches = TD_GET(drawn->n_refetches),
+        .n_reconnects = TD_GET(drawn->n_reconnects),
+    };
+    count_links(xfer, &info);
+    return info;
+}
+
+/* 0: nobody is there, or somebody else since we began to read. */
+static int read_reader(const td_reader_shared *shared, td_xfer_reader_info *out)
+{
+    uint32_t use = atomic_load_explicit(&shared->slot_use, memory_order_acquire);
+    if (use % 2 == 0)
+        return 0;
+    for (uint32_t i = 0; i < TD_XFER_INCARNATION_BYTES / 8; i++) {
+        uint64_t word = atomic_load_explicit(&shared->name[i], memory_order_acquire);
+        memcpy(out->incarnation + (size_t)8 * i, &word, 8);
+    }
+    out->incarnation[TD_XFER_INCARNATION_BYTES - 1] = '\0';
+    out->n_pulls = TD_GET(shared->n_pulls);
+    out->n_bytes = TD_GET(shared->n_bytes);
+    out->since_ns = TD_GET(shared->since_ns);
+    return TD_GET(shared->slot_use) == use;
+}
+
+uint32_t td_xfer_readers(const td_xfer *xfer, td_xfer_reader_info *out, uint32_t max)
+{
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < xfer->engine.config.max_readers && n < max; i++)
+        n += (uint32_t)read_reader(&xfer->engine.reader_shared[i], &out[n]);
+    return n;
+}
+
 const char *td_xfer_transport_name(td_xfer_transport transport)
 {
     switch (transport) {

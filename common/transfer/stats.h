@@ -1,6 +1,6 @@
-/* stats.h - what `tandemctl kv links` and `tandemctl kv transfers` show of one td_xfer. For the
- * thread that owns it. Counters are snapshots; the recent transfers are the last TD_XFER_N_RECENT
- * that ended. */
+/* stats.h - what /metrics, `tandemctl kv links` and `tandemctl kv transfers` show of one td_xfer.
+ * For the thread that owns it. Counters are snapshots; the recent transfers are the last
+ * TD_XFER_N_RECENT that ended. */
 #ifndef TD_TRANSFER_STATS_H
 #define TD_TRANSFER_STATS_H
 #include "common/transfer/xfer.h"
@@ -26,8 +26,9 @@ typedef struct {
     int same_host;
     int64_t opened_ns;
     uint32_t n_jobs, n_in_flight; /* live jobs; gets out now */
-    uint64_t n_bytes, n_gets;     /* came back whole */
-    uint64_t n_failed_gets;       /* given up: link broke, cancelled or late */
+    uint64_t n_bytes;             /* that arrived, wanted or not */
+    uint64_t n_gets;              /* came back whole, damaged ones too */
+    uint64_t n_failed_gets;       /* given up: link broke, refused, cancelled or late */
     uint64_t n_crc_mismatches, n_refetches, n_reconnects;
     uint64_t bytes_per_s; /* over the last second in which something moved; 0 when idle for two */
     int64_t answer_ns;    /* the peer's last answer to our hello, round trip */
@@ -63,11 +64,27 @@ uint32_t td_xfer_n_live_jobs(const td_xfer *xfer); /* tandem_transfers_active */
 typedef struct {
     uint32_t n_readers;             /* connected now */
     uint64_t n_welcomed, n_refused; /* hellos; refused: another incarnation or version was meant */
-    uint64_t n_pulls, n_bad_pulls;  /* ranges asked for; bad: outside what is served */
+    uint64_t n_pulls, n_bad_pulls;  /* ranges asked for; bad: outside what is served, or given up */
     uint64_t n_bytes;
     uint64_t n_restarts; /* of the UCX worker, because a peer blocked it */
 } td_xfer_served_info;
 td_xfer_served_info td_xfer_served(const td_xfer *xfer);
+
+typedef struct {
+    uint64_t n_bytes;               /* that arrived */
+    uint64_t n_jobs, n_failed_jobs; /* ended; failed: cancelled ones do not count */
+    uint64_t n_crc_mismatches, n_refetches, n_reconnects;
+    uint32_t n_shm_links, n_tcp_links, n_rdma_links; /* ready now */
+} td_xfer_drawn_info;                                /* since the start, over all links */
+td_xfer_drawn_info td_xfer_drawn(const td_xfer *xfer);
+
+typedef struct {
+    char incarnation[TD_XFER_INCARNATION_BYTES]; /* of the process that reads, as it says */
+    uint64_t n_pulls, n_bytes;                   /* over this connection */
+    int64_t since_ns;
+} td_xfer_reader_info;
+/* Readers that are connected now. Writes at most max; returns how many. */
+uint32_t td_xfer_readers(const td_xfer *xfer, td_xfer_reader_info *out, uint32_t max);
 const char *td_xfer_link_state_name(td_xfer_link_state state);   /* "ready" */
 const char *td_xfer_job_stage_name(td_xfer_job_stage stage);     /* "moving" */
 const char *td_xfer_transport_name(td_xfer_transport transport); /* "auto" */

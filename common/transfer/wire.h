@@ -8,9 +8,8 @@
 
 #include <stdint.h>
 
-#define TD_WIRE_MAGIC 0x31584454U /* "TDX1" */
-#define TD_WIRE_VERSION 1U
-#define TD_WIRE_HEADER_BYTES 128U         /* no message's header is longer */
+#define TD_WIRE_MAGIC 0x31584454U         /* "TDX1" */
+#define TD_WIRE_HEADER_BYTES 192U         /* no message's header is longer */
 #define TD_WIRE_WINDOW_BYTES (512U << 10) /* sent and not yet acknowledged, for each endpoint */
 /* One piece of a range: with its headers it fits in one segment of the transport (set in ucx.c), or
  * UCX would assemble it in memory of its own. */
@@ -25,7 +24,7 @@ typedef enum {
     TD_WIRE_DATA,      /* source: a piece of a range */
     TD_WIRE_ACK,       /* reader: so many more bytes arrived */
     TD_WIRE_DROP,      /* reader: forget that range */
-    TD_WIRE_REFUSE,    /* source: I do not serve that range */
+    TD_WIRE_REFUSE,    /* source: I do not serve that range, or not under that generation */
 } td_wire_id;
 
 /* A reader's connection: its link's slot, and a number that grows with every attempt to connect. */
@@ -43,6 +42,7 @@ typedef struct {
     td_wire_link link;
     uint32_t rank; /* the rank that is meant */
     char incarnation[TD_XFER_INCARNATION_BYTES];
+    char reader[TD_XFER_INCARNATION_BYTES]; /* the reader's own, for the source's tables */
 } td_wire_hello;
 
 typedef struct {
@@ -57,7 +57,8 @@ typedef struct {
     uint64_t get_id;
     uint32_t region, slot;
     uint64_t offset, n_bytes;
-    uint32_t piece_bytes, reserved;
+    uint32_t piece_bytes;
+    uint32_t generation; /* of the slot: what was announced, and nothing later */
 } td_wire_pull;
 
 typedef struct {

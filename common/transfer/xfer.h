@@ -59,7 +59,8 @@ typedef struct {
     /* "ADDRESS:PORT" or "[V6]:PORT" for readers, numeric; port 0: any; NULL: "127.0.0.1:0". Whoever
      * reaches it can read the served regions: it must be reachable from peers only. */
     const char *listen;
-    const char *advertise; /* the descriptor's address; needed when listen is a wildcard */
+    const char *advertise; /* the descriptor's address; needed when listen is a wildcard and
+                              something is served */
     const char
         *net_devices;       /* UCX's names, "eth0,eth1"; NULL: "lo" if listen is loopback, or any */
     const char *port_range; /* "7000-7100" for tcp's data ports; NULL: any */
@@ -83,21 +84,24 @@ typedef struct {
 
 /* The values named above; transport auto, verify on, every string NULL. */
 void td_xfer_config_init(td_xfer_config *config);
-/* Starts the thread, registers regions, opens the worker; waits for all of that. TD_CONFIG: this
- * machine lacks what the configuration asks for, in words. The strings and regions array are not
- * kept. */
+/* Starts the thread, opens the worker; waits for both. TD_CONFIG: this machine lacks what the
+ * configuration asks for, in words. The strings and regions array are not kept. */
 td_status td_xfer_create(const td_xfer_config *config, td_xfer **out, td_err *err);
 /* Force-closes every endpoint, ends the thread. Events not yet taken are lost. NULL is fine. */
 void td_xfer_destroy(td_xfer *xfer);
 /* What a reader needs to open a link to here; constant until destroy(). */
 const unsigned char *td_xfer_descriptor(const td_xfer *xfer, size_t *n_bytes);
 
-/* Source. Pages are announced and released over other ways than they are read, so two fences keep
- * the processor's order: publish() before pages are announced: readers' gets see what this thread,
- * and those it has synchronised with, wrote; reclaim() when a reader said that it is done with
- * pages: what was read of them was read before what is written next. */
-void td_xfer_publish(td_xfer *xfer);
-void td_xfer_reclaim(td_xfer *xfer);
+/* Source. Nothing of a slot can be read until it is published, nor after it is reclaimed: a get
+ * names the generation that was announced to it, and is refused under any other. Calls for a region
+ * that is not served do nothing. publish(): the slot's first n_bytes are final under this
+ * generation (not 0), more of them with every call; readers' gets see what this thread, and those
+ * it has synchronised with, wrote. Call it before announcing. reclaim(): the slot's next use
+ * begins; a range under way ends with its next piece, what was sent before was read before what is
+ * written next. */
+void td_xfer_publish(td_xfer *xfer, uint32_t region, uint32_t slot, uint32_t generation,
+                     uint64_t n_bytes);
+void td_xfer_reclaim(td_xfer *xfer, uint32_t region, const uint32_t *slots, uint32_t n);
 
 typedef struct {
     const unsigned char *desc; /* the peer's descriptor; not kept */
@@ -119,7 +123,9 @@ void td_xfer_link_close(td_xfer *xfer, td_xfer_link link);
 
 typedef struct {
     uint32_t remote, local; /* slots */
+    uint32_t generation;    /* of the remote slot, as announced */
     uint32_t crc32c;        /* of the range at the source */
+    uint32_t number;        /* which of the request's pages it is; for errors only */
 } td_xfer_page;
 
 typedef struct {
@@ -153,7 +159,7 @@ typedef struct {
     td_xfer_event_kind kind;
     td_status status; /* LINK_DOWN: TD_CANCELLED after link_close(), else why; JOB_DONE: TD_OK,
                          TD_DATA_LOSS (names page, layers and peer), TD_CANCELLED, TD_DEADLINE,
-                         TD_PEER_LOST */
+                         TD_PEER_LOST, TD_MISMATCH (the source has given a page up), TD_PROTOCOL */
     td_xfer_link link;
     td_xfer_job job; /* JOB_DONE */
     uint64_t tag;    /* the link's or the job's */

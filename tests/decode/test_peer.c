@@ -49,7 +49,7 @@ typedef struct {
     char address[32], incarnation[17];
     uint32_t ranks, lease_ms, n_greetings, n_releases, n_renewals;
     const char *other_field; /* NULL: the fingerprint is ours */
-    bool silent, knows_nobody;
+    bool silent, knows_nobody, is_new;
     td_grpc_status refuses;
     char released_id[80];
     uint64_t released;
@@ -73,6 +73,7 @@ static void on_greeting(td_rpc_call *call, void *user, const void *msg, size_t l
           td_message_unpack(&tandem__v1__connect_request__descriptor, msg, len, &message, NULL));
     Tandem__V1__ConnectRequest *req = (Tandem__V1__ConnectRequest *)message;
     TD_STR(OURS, req->incarnation);
+    TD_STR(f->n_greetings == 1 || f->is_new ? "" : f->incarnation, req->prefill_incarnation);
     if (f->other_field != NULL) {
         free(req->fingerprint[0]->value);
         req->fingerprint[0]->value = strdup(f->other_field);
@@ -115,6 +116,7 @@ static void on_renew(td_rpc_call *call, void *user, const void *msg, size_t len)
         res.n_unknown = req->n_numbers;
         res.unknown = req->numbers;
     }
+    res.incarnation = f->incarnation;
     td_message_reply(call, &res.base);
     tandem__v1__renew_request__free_unpacked(req, NULL);
 }
@@ -310,6 +312,7 @@ TEST(a_refusal_ends_those_that_wait_and_the_next_greets_again)
     TD_EQ(TD_PEER_LOST, w.why.status);
     TD_TRUE(strstr(w.why.text, "not today") != NULL);
     w.prefill.refuses = TD_GRPC_OK;
+    w.prefill.is_new = true;
     TD_TRUE(get(&w) == p);
     RUN_UNTIL(&w, w.n_up == 1);
     world_close(&w);
@@ -367,6 +370,7 @@ TEST(who_needs_a_broken_connection_has_it_tried_at_once)
         TD_EQ(TD_PEER_LOST, w.why.status);
     }
     fake_start(&w.prefill, "2222222222222222");
+    w.prefill.is_new = true;
     int64_t since = td_now_ns();
     TD_TRUE(get(&w) == p);
     RUN_UNTIL(&w, w.n_up == 2);
@@ -376,17 +380,23 @@ TEST(who_needs_a_broken_connection_has_it_tried_at_once)
     world_close(&w);
 }
 
-TEST(a_peer_that_forgot_us_is_greeted_anew)
+TEST(a_peer_that_forgot_us_is_greeted_again_and_nothing_else_is_lost)
 {
     world w;
     world_open(&w);
     td_peer *p = get(&w);
     RUN_UNTIL(&w, w.n_up == 1);
-    td_peer_forgot_us(p, "who are you?");
-    TD_EQ(1, w.n_down);
-    TD_EQ(TD_PEER_LOST, w.why.status);
-    TD_TRUE(get(&w) == p);
+    td_peer_greet_again(p);
+    td_peer_greet_again(p); /* one greeting is under way */
+    TD_EQ(TD_PEER_UP, p->state);
     RUN_UNTIL(&w, w.n_up == 2);
+    TD_EQ(2, w.prefill.n_greetings);
+    TD_EQ(2, xfer.n_open);
+    TD_EQ(0, w.n_down);
+    w.prefill.refuses = TD_GRPC_RESOURCE_EXHAUSTED;
+    td_peer_greet_again(p);
+    RUN_UNTIL(&w, w.n_down == 1);
+    TD_EQ(0, xfer.n_open);
     world_close(&w);
 }
 

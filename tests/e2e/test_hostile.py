@@ -5,6 +5,7 @@ import os
 import random
 import socket
 import struct
+import threading
 import time
 
 import grpc
@@ -181,6 +182,20 @@ def broken_bytes_at_every_port_are_refused_while_requests_run(args):
         c.check_exits()
 
 
+# ---- room for calls ----
+
+def calls_that_let_go_of_requests_never_wait_behind_requests(args):
+    """A worker's connection takes more calls at a time than the worker takes requests."""
+    n = ["--max-requests", "1200"]
+    with Cluster(args.bin, model=args.model, prefill_flags=n, decode_flags=n) as c:
+        for d in c.prefill + c.decode:
+            with connect(d.listen) as s:
+                s.sendall(PREFACE + frame(SETTINGS, 0, 0))
+                settings = next(payload for kind, flags, _, payload in frames(s) if kind == SETTINGS and not flags & ACK)
+                values = dict(struct.unpack(">HI", settings[i:i + 6]) for i in range(0, len(settings), 6))
+                assert values[3] >= 1200 + 32, (d.name, values)  # SETTINGS_MAX_CONCURRENT_STREAMS
+
+
 # ---- messages ----
 
 def refused(call, code, says=""):
@@ -259,11 +274,12 @@ def hostile_numbers_are_refused_by_the_workers_themselves(args):
                              (Code.INVALID_ARGUMENT, dict(sampling=decode_pb2.Sampling(top_p=1.0, top_k=top))),
                              (Code.INVALID_ARGUMENT, dict(sampling=decode_pb2.Sampling(top_p=1.0, min_tokens=top)))]:
             refused(prefill.Prefill(prefill_pb2.PrefillRequest(**dict(ask, **fields)), timeout=10), code)
-        for request in (prefill_pb2.ReleaseRequest(number=2**64 - 1, incarnation=incarnation, decode_incarnation="?"),
-                        prefill_pb2.ReleaseRequest()):
-            prefill.Release(request, timeout=5)
-        assert len(prefill.Renew(prefill_pb2.RenewRequest(numbers=range(4000)), timeout=5).unknown) == 4000
-        refused_at_once(prefill.Renew, prefill_pb2.RenewRequest(numbers=range(5000)))
+        meant = dict(incarnation=incarnation, decode_incarnation="?")
+        prefill.Release(prefill_pb2.ReleaseRequest(number=2**64 - 1, **meant), timeout=5)
+        assert len(prefill.Renew(prefill_pb2.RenewRequest(numbers=range(4000), **meant), timeout=5).unknown) == 4000
+        refused_at_once(prefill.Renew, prefill_pb2.RenewRequest(numbers=range(5000), **meant))
+        for method, request in ((prefill.Release, prefill_pb2.ReleaseRequest()), (prefill.Renew, prefill_pb2.RenewRequest())):
+            refused_at_once(method, request, Code.UNAVAILABLE)  # meant for another process
         for fields in (dict(), dict(incarnation="0" * 16), dict(address="a:1"), dict(incarnation="\u00e9" * 16)):
             refused_at_once(prefill.Connect, prefill_pb2.ConnectRequest(**fields))
         assert c.generate(prompt_ids(c, 65), max_tokens=4, **GREEDY).ok
@@ -271,23 +287,27 @@ def hostile_numbers_are_refused_by_the_workers_themselves(args):
         c.check_exits()
 
 
-def refused_at_once(method, request):
+def refused_at_once(method, request, *codes):
     try:
         method(request, timeout=5)
     except grpc.RpcError as e:
-        assert e.code() in (Code.FAILED_PRECONDITION, Code.INVALID_ARGUMENT), e
+        assert e.code() in (codes or (Code.FAILED_PRECONDITION, Code.INVALID_ARGUMENT)), e
         return
     raise AssertionError("it was not refused: %s" % request)
 
 
 # ---- a prefill daemon that lies ----
 
+END = object()
+
+
 class Liar(prefill_pb2_grpc.PrefillServicer):
-    """Shakes hands as the real prefill daemon would, then sends the events it was told to."""
+    """Shakes hands as the real prefill daemon would, then sends the events it was told to. A stream stays open until
+    the decode daemon has had enough, or ends when the last event is END."""
 
     def __init__(self, real):
         self.real = prefill_pb2_grpc.PrefillStub(real.rpc())
-        self.answer, self.change, self.events, self.twice = None, lambda answer: None, [], False
+        self.answer, self.change, self.events, self.n_ended = None, lambda answer: None, [], 0
 
     def Connect(self, request, context):
         self.answer = self.real.Connect(request, timeout=5)
@@ -295,15 +315,26 @@ class Liar(prefill_pb2_grpc.PrefillServicer):
         return self.answer
 
     def Prefill(self, request, context):
+        over = threading.Event()
+
+        def end():
+            self.n_ended += 1
+            over.set()
+
+        context.add_callback(end)
         for event in self.events:
+            if event is END:
+                return
+            if not event.incarnation:
+                event.incarnation = self.answer.incarnation
             yield event
-        context.abort(Code.INTERNAL, "the liar has nothing more to say")
+        over.wait(20)
 
     def Release(self, request, context):
         return prefill_pb2.ReleaseResponse()
 
     def Renew(self, request, context):
-        return prefill_pb2.RenewResponse(unknown=[2**64 - 1, 0])
+        return prefill_pb2.RenewResponse(unknown=[2**64 - 1, 0], incarnation=self.answer.incarnation)
 
 
 @contextlib.contextmanager
@@ -329,6 +360,32 @@ def done(**fields):
     return prefill_pb2.PrefillEvent(done=prefill_pb2.PrefillDone(**fields))
 
 
+def lies():
+    """[(events, what the refusal says)], for a prompt of one page and a model of at least two layers."""
+    top = 2**32 - 1
+    foreign = pages()
+    foreign.incarnation = "0" * 16
+    return [
+        ([END], "ended the stream before its last event"),
+        ([prefill_pb2.PrefillEvent()], "neither pages nor the last one"),
+        ([foreign], "of incarnation"),
+        ([done(first_token=5)], "page 0: 0 of"),
+        ([done(first_token=top)], "outside the vocabulary"),
+        ([pages(page_ids=[])], "0 pages with 1 generations and 1 checksums"),
+        ([pages(generations=[])], "1 pages with 0 generations and 1 checksums"),
+        ([pages(crc32c=[1, 2])], "1 pages with 1 generations and 2 checksums"),
+        ([pages(generations=[0])], "page 0 without a generation"),
+        ([pages(first_page=top)], "of a prompt with 1"),
+        ([pages(page_ids=[top])], "names slot %d" % top),
+        ([pages(page_ids=[0, 1, 2], generations=[1] * 3, crc32c=[1] * 3)], "pages 0..3 of a prompt with 1"),
+        ([pages(last_layer=0)], "layers 0..0 of"),
+        ([pages(last_layer=top)], "layers 0..%d of" % top),
+        ([pages(first_layer=1, last_layer=2)], "page 0: layers from 1 on, expected from 0 on"),
+        ([pages(), pages()], "page 0: layers from 0 on, expected from 1 on"),
+        ([pages(), done(first_token=5)], "page 0: 1 of"),
+    ]
+
+
 def a_lying_prefill_hurts_only_its_own_request(args):
     top = 2**32 - 1
     with Cluster(args.bin, model=args.model, decode_flags=["--peer-timeout", "2s"]) as c:
@@ -341,11 +398,6 @@ def a_lying_prefill_hurts_only_its_own_request(args):
                       lambda a: setattr(a, "incarnation", "short"), lambda a: setattr(a, "incarnation", "0" * 16),
                       lambda a: setattr(a, "blob_bytes", 1), lambda a: a.fingerprint[0].ClearField("value"),
                       lambda a: a.fingerprint.extend(list(a.fingerprint) * 50)]
-        streams = [[], [prefill_pb2.PrefillEvent()], [done(first_token=5)], [done(first_token=top)],
-                   [pages(page_ids=[])], [pages(generations=[])], [pages(crc32c=[1, 2])], [pages(first_page=top)],
-                   [pages(page_ids=[top])], [pages(page_ids=[0, 1, 2], generations=[1] * 3, crc32c=[1] * 3)],
-                   [pages(last_layer=0)], [pages(last_layer=top)], [pages(first_layer=1, last_layer=2)],
-                   [pages(), pages()], [pages(), done(first_token=5)]]
         for change in handshakes:
             with liar_at(c.prefill[0]) as (liar, address):
                 liar.change = change
@@ -357,14 +409,20 @@ def a_lying_prefill_hurts_only_its_own_request(args):
                     continue
                 raise AssertionError("a handshake that lies was believed")
         with liar_at(c.prefill[0]) as (liar, address):
-            for liar.events in streams:
-                call = stub.Generate(decode_request(c, prefill_address=address), timeout=10)
-                try:
-                    list(call)
-                except grpc.RpcError as e:
-                    assert e.code() in (Code.INTERNAL, Code.DATA_LOSS), (liar.events, e)
-                    continue
-                raise AssertionError("events that lie were believed: %s" % liar.events)
+            # a page that the real daemon has not announced: free, another's, or an older one of its own
+            for liar.events in ([pages()], [pages(page_ids=[3], generations=[77])]):
+                refused(stub.Generate(decode_request(c, prefill_address=address), timeout=10), Code.UNAVAILABLE,
+                        "page 0, layers 0 to 0: %s rank 0 holds it no more" % address)
+            c.prefill[0].pause()  # what is announced truly stays under way until the lie has been heard
+            told = lies()
+            for liar.events, says in told:
+                refused(stub.Generate(decode_request(c, prefill_address=address), timeout=10), Code.INTERNAL, says)
+            until = time.monotonic() + 5
+            while liar.n_ended < 2 + len(told):  # the decode daemon has ended them
+                assert time.monotonic() < until, liar.n_ended
+                time.sleep(0.02)
+            c.prefill[0].resume()
+            c.wait_ready()
         with socket.create_server(("127.0.0.1", 0)) as silent:  # takes the connection and never says a word
             address = "127.0.0.1:%d" % silent.getsockname()[1]
             begun = time.monotonic()
@@ -394,6 +452,7 @@ if __name__ == "__main__":
     run([a_client_that_does_not_read_is_cut_off_and_everything_else_goes_on,
          a_draining_router_waits_for_the_last_bytes_to_be_read,
          broken_bytes_at_every_port_are_refused_while_requests_run,
+         calls_that_let_go_of_requests_never_wait_behind_requests,
          oversize_and_malformed_messages_are_refused_at_every_daemon,
          hostile_numbers_are_refused_by_the_workers_themselves,
          a_lying_prefill_hurts_only_its_own_request,

@@ -12,6 +12,7 @@ import grpc
 
 from harness import Cluster, arguments, inference_pb2, is_sanitized, run
 from reference import prompt_ids
+from tandem.v1 import decode_pb2, decode_pb2_grpc
 
 
 # ---- sampling ----
@@ -127,6 +128,23 @@ def a_request_without_room_waits_then_is_refused_and_one_that_never_fits_is_refu
         c.wait_idle()
 
 
+def a_request_is_admitted_up_to_the_last_token_that_fits(args):
+    """Router and decode daemon count alike: prompt + max_tokens + drafts, in pages."""
+    with Cluster(args.bin, model=args.model, decode_flags=["--kv-pages", "4", "--drafts", "3"]) as c:
+        fits = 4 * 64 - 100 - 3
+        assert len(c.generate(prompt_ids(c, 100), max_tokens=fits, temperature=0, ignore_eos=True).ids) == fits
+        never = c.generate(prompt_ids(c, 100), max_tokens=fits + 1, temperature=0, ignore_eos=True)
+        assert not never.ok and "needs 5 KV pages" in never.details, never
+        request = decode_pb2.DecodeRequest(request_id="x", token_ids=[5] * 100, max_tokens=fits + 1,
+                                           sampling=decode_pb2.Sampling(top_p=1.0), prefill_address=c.prefill[0].listen)
+        try:
+            list(decode_pb2_grpc.DecodeStub(c.decode[0].rpc()).Generate(request, timeout=10))
+            raise AssertionError("it was admitted")
+        except grpc.RpcError as e:
+            assert e.code() == grpc.StatusCode.OUT_OF_RANGE and "need 5 KV pages, the pool has 4" in e.details(), e
+        c.wait_idle()
+
+
 # ---- refusals ----
 
 def bad_input_is_refused_with_a_reason_and_nothing_else_suffers(args):
@@ -203,6 +221,25 @@ def a_listen_address_beyond_loopback_needs_a_word(args):
             d.listen = "0.0.0.0:" + d.listen.rsplit(":", 1)[1]
             d.start()
             assert d.process.wait(20) != 0 and "allow-plaintext" in d.log(), d.tail()
+
+
+def a_wildcard_address_works_for_decode_and_is_refused_for_prefill_before_the_weights_are_read(args):
+    with Cluster(args.bin, model=args.model, start=False) as c:
+        prefill, flags = c.prefill[0], list(c.prefill[0].flags)
+        for listen in ("0.0.0.0:", "no-such-host.invalid:"):
+            was, prefill.listen = prefill.listen, listen + prefill.listen.rsplit(":", 1)[1]
+            prefill.start(flags + ["--allow-plaintext"])
+            assert prefill.process.wait(20) != 0 and "kv-listen" in prefill.log(), prefill.tail()
+            prefill.listen = was
+    with Cluster(args.bin, model=args.model, prefill_flags=["--kv-listen", "127.0.0.1:0"], start=False) as c:
+        for d in c.prefill + c.decode:
+            d.listen, d.flags = "0.0.0.0:" + d.listen.rsplit(":", 1)[1], d.flags + ["--allow-plaintext"]
+        c.start()
+        assert c.generate(prompt_ids(c, 65), max_tokens=4).ok
+        connected = [line for line in c.prefill[0].log().splitlines() if "peer.connect" in line]
+        assert len(connected) == 1 and "remote=127.0.0.1:" in connected[0], connected
+        c.wait_idle()
+        c.check_exits()
 
 
 # ---- rest ----
@@ -311,10 +348,12 @@ if __name__ == "__main__":
          stop_strings_stop_ids_min_tokens_and_length_end_a_request,
          max_tokens_left_out_is_the_default_cut_at_the_contexts_end,
          a_request_without_room_waits_then_is_refused_and_one_that_never_fits_is_refused_at_once,
+         a_request_is_admitted_up_to_the_last_token_that_fits,
          bad_input_is_refused_with_a_reason_and_nothing_else_suffers,
          mismatched_checkpoints_are_refused_and_the_differing_fields_shown,
          the_draft_layers_input_changes_the_drafts_but_not_the_text,
          a_listen_address_beyond_loopback_needs_a_word,
+         a_wildcard_address_works_for_decode_and_is_refused_for_prefill_before_the_weights_are_read,
          an_idle_daemon_uses_less_than_one_percent_of_a_core,
          a_models_text_is_not_in_the_logs,
          ready_is_said_when_the_weights_are_loaded_and_not_before,

@@ -109,7 +109,7 @@ def a_stopped_decode_loses_its_lease_and_nothing_leaks(args):
         c.decode[0].pause()
         wait_for(lambda: served_pages(c) == 0, 5, "the lease does not end\n" + c.prefill[0].tail())
         line = [x for x in c.prefill[0].log().splitlines() if "prompt.lease_end" in x]
-        assert len(line) == 1 and "peer=" + c.decode[0].listen in line[0], line
+        assert len(line) == 1 and "peer=%s remote=127.0.0.1:" % c.decode[0].listen in line[0], line
         answer = request.result()
         assert answer.code == grpc.StatusCode.UNAVAILABLE and not answer.ids, answer
         c.decode[0].resume()

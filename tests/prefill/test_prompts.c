@@ -31,11 +31,18 @@ TEST(a_prompt_is_announced_served_and_released)
     TD_EQ(0, p->first_page);
     TD_EQ(2, p->n_page_ids);
     TD_EQ(2, p->n_crc32c);
-    for (int i = 0; i < 2; i++)
+    for (int i = 0; i < 2; i++) {
         TD_EQ(p->page_ids[i] << 8, p->crc32c[i]);
+        TD_EQ(1, p->generations[i]);
+        TD_EQ(1, world_published(&w, p->page_ids[i]));
+    }
     TD_EQ(N_LAYERS, pages_of(&a, 1)->first_layer);
     TD_EQ(42, a.events[2]->done->first_token);
     TD_EQ(7, a.events[2]->done->blob_crc32c);
+    TD_EQ(1, a.events[2]->done->blob_generation);
+    TD_EQ(1, world_blob_published(&w, a.events[2]->done->blob_slot));
+    for (uint32_t i = 0; i < a.n_events; i++)
+        TD_STR(td_serve_incarnation(w.serve), a.events[i]->incarnation);
     TD_EQ(2, pages_in(&w, TD_PAGE_SERVED));
     release(&w, DECODE_B, 5); /* not theirs */
     release(&w, DECODE_A, 6);
@@ -43,6 +50,59 @@ TEST(a_prompt_is_announced_served_and_released)
     release(&w, DECODE_A, 5);
     TD_EQ(0, pages_in(&w, TD_PAGE_SERVED));
     release(&w, DECODE_A, 5); /* again: nothing */
+    forget(&a);
+    world_close(&w);
+}
+
+TEST(a_page_used_again_has_another_generation)
+{
+    world w;
+    world_open(&w, NULL);
+    for (uint32_t use = 1; use <= 3; use++) {
+        asking a;
+        ask(&w, &a, &(prompt){.number = use, .n_tokens = 8 * 64, .want_draft = true});
+        for (int page = 0; page < 8; page++) /* held, and not yet announced */
+            TD_EQ(0, world_published(&w, (uint32_t)page));
+        for (int chunk = 0; chunk < 4; chunk++)
+            world_finish_step(&w);
+        TD_EQ(TD_GRPC_OK, ended(&w, &a));
+        for (uint32_t i = 0; i < 4; i++)
+            for (int p = 0; p < 2; p++)
+                TD_EQ(use, pages_of(&a, 2 * i)->generations[p]);
+        TD_EQ(use, a.events[8]->done->blob_generation);
+        release(&w, DECODE_A, use);
+        for (uint32_t page = 0; page < 8; page++)
+            TD_EQ(0, world_published(&w, page));
+        forget(&a);
+    }
+    world_close(&w);
+}
+
+TEST(another_incarnations_messages_are_refused)
+{
+    world w;
+    asking a;
+    world_open(&w, NULL);
+    ask(&w, &a, &(prompt){.number = 1, .n_tokens = 64});
+    world_finish_step(&w);
+    TD_EQ(TD_GRPC_OK, ended(&w, &a));
+    TD_EQ(TD_GRPC_UNAVAILABLE, release_of(&w, "0000000000000000", DECODE_A, 1));
+    TD_EQ(1, pages_in(&w, TD_PAGE_SERVED));
+    TD_EQ(TD_GRPC_OK, release_of(&w, td_serve_incarnation(w.serve), DECODE_A, 1));
+    TD_EQ(0, pages_in(&w, TD_PAGE_SERVED));
+    forget(&a);
+    world_close(&w);
+}
+
+TEST(a_free_page_that_was_written_to_is_found_at_the_end)
+{
+    world w;
+    asking a;
+    world_open(&w, NULL);
+    TD_EQ(1, td_prompts_check_free(w.prompts));
+    ask(&w, &a, &(prompt){.number = 1, .n_tokens = 8 * 64}); /* none is free */
+    world_step(&w);
+    TD_EQ(0, td_prompts_check_free(w.prompts));
     forget(&a);
     world_close(&w);
 }

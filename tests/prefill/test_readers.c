@@ -13,7 +13,7 @@ static td_prefill_reader *note(uint32_t i)
     char incarnation[TD_INCARNATION_BYTES], address[32];
     snprintf(incarnation, sizeof(incarnation), "%016x", i);
     snprintf(address, sizeof(address), "10.0.0.1:%u", 1000 + i);
-    TD_EQ(TD_OK, td_prefill_readers_note(&readers, incarnation, address, NULL));
+    TD_EQ(TD_OK, td_prefill_readers_note(&readers, incarnation, address, "10.0.0.9:1", NULL));
     return td_prefill_readers_find(&readers, incarnation);
 }
 
@@ -22,6 +22,7 @@ TEST(who_has_connected_is_found_by_incarnation)
     TD_TRUE(td_prefill_readers_find(&readers, "") == NULL);
     td_prefill_reader *r = note(7);
     TD_STR("10.0.0.1:1007", r->address);
+    TD_STR("10.0.0.9:1", r->remote);
     TD_STR("0000000000000007", r->incarnation);
     TD_TRUE(note(8) != r);
     TD_TRUE(note(7) == r); /* again */
@@ -41,11 +42,11 @@ TEST(what_is_no_incarnation_or_no_address_is_refused)
         "\xc3\xa9\xc3\xa9\xc3\xa9\xc3\xa9\xc3\xa9\xc3\xa9\xc3\xa9\xc3\xa9"};
     td_err err;
     for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++)
-        TD_EQ(TD_INVALID, td_prefill_readers_note(&readers, bad[i], "a:1", &err));
-    TD_EQ(TD_INVALID, td_prefill_readers_note(&readers, good, "", &err));
-    TD_EQ(TD_INVALID, td_prefill_readers_note(&readers, good, "nowhere", &err));
-    TD_EQ(TD_INVALID, td_prefill_readers_note(&readers, good, "a\nb:1", &err));
-    TD_EQ(TD_INVALID, td_prefill_readers_note(&readers, good, "\xff:1", &err));
+        TD_EQ(TD_INVALID, td_prefill_readers_note(&readers, bad[i], "a:1", "-", &err));
+    TD_EQ(TD_INVALID, td_prefill_readers_note(&readers, good, "", "-", &err));
+    TD_EQ(TD_INVALID, td_prefill_readers_note(&readers, good, "nowhere", "-", &err));
+    TD_EQ(TD_INVALID, td_prefill_readers_note(&readers, good, "a\nb:1", "-", &err));
+    TD_EQ(TD_INVALID, td_prefill_readers_note(&readers, good, "\xff:1", "-", &err));
     TD_TRUE(td_prefill_readers_find(&readers, good) == NULL);
 }
 
@@ -60,9 +61,9 @@ TEST(the_one_unseen_for_longest_makes_place_unless_it_has_prompts)
     TD_TRUE(made != first);
     TD_TRUE(td_prefill_readers_find(&readers, "0000000000000000") == first);
     TD_TRUE(td_prefill_readers_find(&readers, "0000000000000001") == NULL);
-    TD_EQ(0, made->n_pages_served);
     for (int i = 0; i < TD_PREFILL_MAX_READERS; i++)
         readers.rows[i].n_prompts = 1;
-    TD_EQ(TD_EXHAUSTED, td_prefill_readers_note(&readers, "ffffffffffffffff", "10.0.0.1:1", &err));
+    TD_EQ(TD_EXHAUSTED,
+          td_prefill_readers_note(&readers, "ffffffffffffffff", "10.0.0.1:1", "-", &err));
     TD_TRUE(note(5000) == made); /* a known one needs no place */
 }

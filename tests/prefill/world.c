@@ -9,7 +9,7 @@ struct td_prefill_engine {
     uint32_t n_blobs, n_steps;
     bool busy;
     made_up_step step;
-    uint32_t n_retired;
+    uint32_t published[1024], blobs_published[64]; /* generations; 0: not readable */
 };
 
 bool td_prefill_engine_busy(const td_prefill_engine *e)
@@ -69,10 +69,45 @@ size_t td_prefill_engine_blob_bytes(const td_prefill_engine *e)
     return 128;
 }
 
+void td_prefill_engine_publish(td_prefill_engine *e, const td_ready_pages *ready)
+{
+    TD_TRUE(ready->last_layer > 0);
+    for (uint32_t i = 0; i < ready->n; i++) {
+        TD_TRUE(ready->generations[i] != 0);
+        e->published[ready->pages[i]] = ready->generations[i];
+    }
+}
+
+void td_prefill_engine_publish_blob(td_prefill_engine *e, uint32_t slot, uint32_t generation)
+{
+    e->blobs_published[slot] = generation;
+}
+
 void td_prefill_engine_retire(td_prefill_engine *e, const uint32_t *pages, uint32_t n)
 {
-    (void)pages;
-    e->n_retired += n;
+    for (uint32_t i = 0; i < n; i++)
+        e->published[pages[i]] = 0;
+}
+
+void td_prefill_engine_retire_blob(td_prefill_engine *e, uint32_t slot)
+{
+    e->blobs_published[slot] = 0;
+}
+
+td_status td_prefill_engine_check_free(td_prefill_engine *e, uint32_t page, td_err *err)
+{
+    (void)e;
+    return page == 5 ? td_fail(err, TD_DATA_LOSS, "page 5") : TD_OK;
+}
+
+uint32_t world_published(const world *w, uint32_t page)
+{
+    return w->engine->published[page];
+}
+
+uint32_t world_blob_published(const world *w, uint32_t slot)
+{
+    return w->engine->blobs_published[slot];
 }
 
 /* ---- the world ---- */
@@ -110,8 +145,10 @@ static void open_rpc(world *w)
     td_err err;
     w->service = (td_prefill_service){
         .serve = w->serve, .engine = w->engine, .prompts = w->prompts, .conf = &w->conf};
-    TD_EQ(TD_OK, td_prefill_readers_note(&w->service.readers, DECODE_A, "10.0.0.1:1", &err));
-    TD_EQ(TD_OK, td_prefill_readers_note(&w->service.readers, DECODE_B, "10.0.0.2:1", &err));
+    TD_EQ(TD_OK,
+          td_prefill_readers_note(&w->service.readers, DECODE_A, "10.0.0.1:1", "10.9.9.1:1", &err));
+    TD_EQ(TD_OK,
+          td_prefill_readers_note(&w->service.readers, DECODE_B, "10.0.0.2:1", "10.9.9.2:1", &err));
     td_prefill_methods(&w->service, w->methods);
     td_rpc_server_conf server = {.methods = w->methods, .n_methods = TD_PREFILL_N_METHODS};
     TD_EQ(TD_OK, td_addr_parse("127.0.0.1:0", &server.listen, &err));
@@ -143,8 +180,11 @@ void world_open(world *w, const td_prefill_conf *conf)
     w->engine->config.max_positions = CONTEXT;
     w->engine->n_blobs = w->conf.w.max_requests;
     TD_EQ(TD_OK, td_kv_layout_init(&w->engine->layout, TD_KV_FP8, N_LAYERS, 1, 512, 64, 128, &err));
-    td_prompts_conf prompts = {
-        .loop = w->loop, .engine = w->engine, .metrics = w->metrics, .conf = &w->conf};
+    td_prompts_conf prompts = {.loop = w->loop,
+                               .engine = w->engine,
+                               .metrics = w->metrics,
+                               .conf = &w->conf,
+                               .incarnation = td_serve_incarnation(w->serve)};
     TD_EQ(TD_OK, td_prompts_create(&prompts, &w->prompts, &err));
     open_rpc(w);
 }
@@ -177,6 +217,10 @@ void world_close(world *w)
         world_turn(w);
     }
     TD_EQ(w->conf.w.kv_pages, pages_in(w, TD_PAGE_FREE));
+    for (uint32_t page = 0; page < w->conf.w.kv_pages; page++)
+        TD_EQ(0, w->engine->published[page]); /* free pages are not readable */
+    for (uint32_t slot = 0; slot < w->conf.w.max_requests; slot++)
+        TD_EQ(0, w->engine->blobs_published[slot]);
     for (int i = 0; i < TD_PREFILL_MAX_READERS; i++)
         TD_EQ(0, w->service.readers.rows[i].n_prompts);
     w->n_open = 3;
@@ -300,7 +344,8 @@ td_grpc_status ended(world *w, asking *a)
 }
 
 typedef struct {
-    bool over;
+    bool is_renew, over;
+    td_grpc_status status;
     size_t n_unknown;
 } unary;
 
@@ -308,6 +353,8 @@ static void on_unary_message(td_rpc_request *req, void *user, const void *msg, s
 {
     unary *u = user;
     (void)req;
+    if (!u->is_renew)
+        return;
     Tandem__V1__RenewResponse *res = tandem__v1__renew_response__unpack(NULL, len, msg);
     TD_TRUE(res != NULL);
     u->n_unknown = res->n_unknown;
@@ -319,29 +366,34 @@ static void on_unary_finish(td_rpc_request *req, void *user, td_grpc_status stat
 {
     (void)req;
     (void)message;
-    TD_EQ(TD_GRPC_OK, status);
+    ((unary *)user)->status = status;
     ((unary *)user)->over = true;
 }
 
-static size_t call(world *w, const char *path, const ProtobufCMessage *message)
+static unary call(world *w, const char *path, const ProtobufCMessage *message)
 {
     td_err err;
     td_rpc_request *req;
-    unary u = {0};
+    unary u = {.is_renew = message->descriptor == &tandem__v1__renew_request__descriptor};
     td_rpc_request_args args = {
         .path = path, .on_message = on_unary_message, .on_finish = on_unary_finish, .user = &u};
     TD_EQ(TD_OK, td_message_start(w->client, &args, message, &req, &err));
     RUN_UNTIL(w, u.over);
-    return u.n_unknown;
+    return u;
+}
+
+td_grpc_status release_of(world *w, const char *incarnation, const char *decode, uint64_t number)
+{
+    Tandem__V1__ReleaseRequest r = TANDEM__V1__RELEASE_REQUEST__INIT;
+    r.incarnation = (char *)incarnation;
+    r.decode_incarnation = (char *)decode;
+    r.number = number;
+    return call(w, "/tandem.v1.Prefill/Release", &r.base).status;
 }
 
 void release(world *w, const char *decode, uint64_t number)
 {
-    Tandem__V1__ReleaseRequest r = TANDEM__V1__RELEASE_REQUEST__INIT;
-    r.incarnation = (char *)td_serve_incarnation(w->serve);
-    r.decode_incarnation = (char *)decode;
-    r.number = number;
-    call(w, "/tandem.v1.Prefill/Release", &r.base);
+    TD_EQ(TD_GRPC_OK, release_of(w, td_serve_incarnation(w->serve), decode, number));
 }
 
 size_t renew(world *w, const char *decode, const uint64_t *numbers, size_t n)
@@ -351,5 +403,7 @@ size_t renew(world *w, const char *decode, const uint64_t *numbers, size_t n)
     r.decode_incarnation = (char *)decode;
     r.numbers = (uint64_t *)numbers;
     r.n_numbers = n;
-    return call(w, "/tandem.v1.Prefill/Renew", &r.base);
+    unary u = call(w, "/tandem.v1.Prefill/Renew", &r.base);
+    TD_EQ(TD_GRPC_OK, u.status);
+    return u.n_unknown;
 }

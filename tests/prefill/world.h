@@ -77,7 +77,12 @@ void ask_raw(world *w, asking *a, const Tandem__V1__PrefillRequest *request, int
 void forget(asking *a);                    /* frees the events; cancels it when it runs */
 td_grpc_status ended(world *w, asking *a); /* waits for its end */
 void release(world *w, const char *decode, uint64_t number);
+/* The same, meant for a process of that incarnation; its outcome. */
+td_grpc_status release_of(world *w, const char *incarnation, const char *decode, uint64_t number);
 /* How many of the numbers are not held there. */
 size_t renew(world *w, const char *decode, const uint64_t *numbers, size_t n);
 uint32_t pages_in(const world *w, td_page_state state);
+/* The generation under which readers may read it; 0: none. */
+uint32_t world_published(const world *w, uint32_t page);
+uint32_t world_blob_published(const world *w, uint32_t slot);
 #endif

@@ -6,6 +6,9 @@
 #include "tests/td_test.h"
 
 #include <pthread.h>
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 TD_TEST_MAIN
 
@@ -208,6 +211,44 @@ TEST(a_rank_that_never_comes_ends_the_wait_at_the_deadline)
     TD_TRUE(td_now_ns() - start >= 50 * TD_NS_PER_MS);
     TD_EQ(TD_CANCELLED, td_comm_barrier(td_comm_group_rank(group, 0)));
     td_comm_group_destroy(group);
+}
+
+static void *late_main(void *arg)
+{
+    rank_arg *a = arg;
+    for (int i = 0; i < 10; i++) /* whatever a stop lasts, most of it is left afterwards */
+        td_sleep_ms(20);
+    a->st = td_comm_barrier(a->comm);
+    return NULL;
+}
+
+/* In a process of its own, which is stopped meanwhile. */
+static int meet_late(int64_t deadline_ms)
+{
+    pthread_t thread;
+    td_comm_group *group = open_group(2, 0, deadline_ms);
+    rank_arg a = {td_comm_group_rank(group, 1), 1, 2, 0, TD_OK, 0};
+    if (pthread_create(&thread, NULL, late_main, &a) != 0)
+        return 2;
+    td_status st = td_comm_barrier(td_comm_group_rank(group, 0));
+    pthread_join(thread, NULL);
+    td_comm_group_destroy(group);
+    return st == TD_OK && a.st == TD_OK ? 0 : 1;
+}
+
+TEST(time_in_which_the_process_was_stopped_does_not_count)
+{
+    int status;
+    pid_t pid = fork();
+    if (pid == 0)
+        _exit(meet_late(1500));
+    TD_TRUE(pid > 0);
+    td_sleep_ms(60);
+    TD_EQ(0, kill(pid, SIGSTOP));
+    td_sleep_ms(2500);
+    TD_EQ(0, kill(pid, SIGCONT));
+    TD_EQ(pid, waitpid(pid, &status, 0));
+    TD_EQ(0, status);
 }
 
 static void *size_main(void *arg)

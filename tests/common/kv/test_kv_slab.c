@@ -36,6 +36,9 @@ TEST(a_late_write_into_a_freed_page_is_found_and_named)
     TD_EQ(TD_OK, td_kv_slab_open(&slab, 2, NULL));
     td_kv_slab_retire(&slab, 2);
     td_kv_slab_page(&slab, 2)[12345] ^= 1;
+    TD_EQ(TD_DATA_LOSS, td_kv_slab_check(&slab, 2, &err));
+    TD_TRUE(strstr(err.text, "page 2") != NULL && strstr(err.text, "12345") != NULL);
+    TD_EQ(TD_OK, td_kv_slab_check(&slab, 1, &err)); /* stays as it is: see below */
     TD_EQ(TD_DATA_LOSS, td_kv_slab_open(&slab, 2, &err));
     TD_TRUE(strstr(err.text, "page 2") != NULL);
     TD_TRUE(strstr(err.text, "12345") != NULL);

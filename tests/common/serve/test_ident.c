@@ -83,20 +83,43 @@ TEST(what_is_no_address_is_refused_by_the_knobs_name)
 
 TEST(kv_pages_are_served_where_the_daemon_listens_unless_told_otherwise)
 {
+    static const struct {
+        const char *kv_listen, *listen, *want; /* of rank 3 */
+    } good[] = {{"", "127.0.0.1:7410", "127.0.0.1:0"},
+                {"", "localhost:7410", "127.0.0.1:0"},
+                {"", "[::1]:7410", "[::1]:0"},
+                {"10.0.0.1:7500", "0.0.0.0:7410", "10.0.0.1:7503"},
+                {"127.0.0.1:65532", "127.0.0.1:1", "127.0.0.1:65535"}};
     char out[272];
+    td_addr addr;
     td_err err;
-    TD_EQ(TD_OK, td_kv_listen_addr("", "127.0.0.1:7410", false, 3, out, &err));
-    TD_STR("127.0.0.1:0", out);
-    TD_EQ(TD_OK, td_kv_listen_addr("", "localhost:7410", false, 0, out, &err));
-    TD_STR("127.0.0.1:0", out);
-    TD_EQ(TD_OK, td_kv_listen_addr("", "[::1]:7410", false, 0, out, &err));
-    TD_STR("[::1]:0", out);
-    TD_EQ(TD_OK, td_kv_listen_addr("10.0.0.1:7500", "0.0.0.0:7410", true, 3, out, &err));
-    TD_STR("10.0.0.1:7503", out); /* each rank has its own */
-    TD_EQ(TD_CONFIG, td_kv_listen_addr("10.0.0.1:7500", "127.0.0.1:1", false, 0, out, &err));
-    TD_TRUE(strstr(err.text, "kv-listen") != NULL);
-    TD_EQ(TD_CONFIG, td_kv_listen_addr("127.0.0.1:65535", "127.0.0.1:1", false, 1, out, &err));
-    TD_EQ(TD_CONFIG, td_kv_listen_addr("nowhere", "127.0.0.1:1", false, 0, out, &err));
+    for (size_t i = 0; i < sizeof(good) / sizeof(good[0]); i++) {
+        TD_EQ(TD_OK, td_kv_listen_addr(good[i].kv_listen, good[i].listen, true, 4, &addr, &err));
+        TD_STR(good[i].want, td_kv_rank_addr(&addr, 3, out));
+    }
+}
+
+/* Before the weights are loaded, and in words that name the knob to turn. */
+TEST(an_address_that_no_reader_could_connect_to_is_refused)
+{
+    static const char *const bad[][2] = {{"", "0.0.0.0:7410"},
+                                         {"", "[::]:7410"},
+                                         {"0.0.0.0:7500", "10.0.0.1:7410"},
+                                         {"127.0.0.1:65533", "127.0.0.1:1"},
+                                         {"", "no-such-host.invalid:7410"},
+                                         {"no-such-host.invalid:1", "127.0.0.1:7410"},
+                                         {"nowhere", "127.0.0.1:1"}};
+    char out[272];
+    td_addr addr;
+    td_err err;
+    for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
+        TD_EQ(TD_CONFIG, td_kv_listen_addr(bad[i][0], bad[i][1], true, 4, &addr, &err));
+        if (strncmp(err.text, "kv-listen: ", 11) != 0)
+            fail_msg("says: %s", err.text);
+    }
+    TD_EQ(TD_CONFIG, td_kv_listen_addr("10.0.0.1:7500", "127.0.0.1:1", false, 1, &addr, &err));
+    TD_EQ(TD_OK, td_kv_listen_addr("", "0.0.0.0:7410", true, 0, &addr, &err)); /* serves nothing */
+    TD_STR("0.0.0.0:0", td_kv_rank_addr(&addr, 0, out));
 }
 
 TD_TEST_MAIN

@@ -43,6 +43,8 @@ static td_xfer *open_end(td_xfer_transport transport, int served)
     config.regions = &region;
     config.n_regions = 1;
     must(td_xfer_create(&config, &xfer, &err), &err);
+    for (uint32_t slot = 0; slot < SLOTS; slot++)
+        td_xfer_publish(xfer, 0, slot, 1, STRIDE);
     return xfer;
 }
 
@@ -160,7 +162,10 @@ int main(int argc, char **argv)
         for (uint32_t i = 0; i < 2 * JOB_PAGES; i++) {
             uint32_t slot = i * 37 % SLOTS;
             pages[i / JOB_PAGES][i % JOB_PAGES] =
-                (td_xfer_page){slot, i * 53 % SLOTS, td_crc32c(0, other + slot * STRIDE, sizes[s])};
+                (td_xfer_page){.remote = slot,
+                               .local = i * 53 % SLOTS,
+                               .generation = 1,
+                               .crc32c = td_crc32c(0, other + slot * STRIDE, sizes[s])};
         }
         memcpy(pool, other, SLOTS * STRIDE); /* the sources are forked with it */
         double shm = draw(TD_XFER_SHM, sizes[s], seconds, &shm_us);

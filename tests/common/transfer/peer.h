@@ -12,6 +12,7 @@
 #define PEER_STRIDE (256U << 10)
 #define PEER_BLOBS 8U
 #define PEER_BLOB_BYTES 7168U
+#define PEER_GENERATION 7U /* of every slot */
 
 typedef struct {
     pid_t pid; /* 0: none */

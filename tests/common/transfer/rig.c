@@ -83,6 +83,8 @@ void rig_wish(rig *r, rig_job *j, uint32_t n, uint32_t first_local, uint64_t off
     for (uint32_t i = 0; i < n; i++) {
         j->pages[i].remote = rig_random(r, PEER_SLOTS);
         j->pages[i].local = first_local + i;
+        j->pages[i].generation = PEER_GENERATION;
+        j->pages[i].number = 100 + i;
         j->pages[i].crc32c = td_xfer_range_crc(&r->expected, j->pages[i].remote, offset, n_bytes);
     }
     j->args = (td_xfer_get_args){

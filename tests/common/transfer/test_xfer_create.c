@@ -94,6 +94,10 @@ TEST(an_end_that_serves_nothing_does_not_listen)
     const unsigned char *bytes = td_xfer_descriptor(xfer, &n_bytes);
     TD_EQ(TD_PROTOCOL, td_xfer_desc_decode(bytes, n_bytes, &desc, NULL)); /* port 0 */
     td_xfer_destroy(xfer);
+    config.listen = "0.0.0.0:0"; /* nobody needs to know where */
+    config.net_devices = "lo";
+    TD_EQ(TD_OK, td_xfer_create(&config, &xfer, NULL));
+    td_xfer_destroy(xfer);
 }
 
 TEST(bad_configurations_are_refused_in_words)

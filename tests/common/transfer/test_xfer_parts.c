@@ -1,7 +1,6 @@
 /* Small parts of the transfer layer that need no peer. */
 #include "common/transfer/fault.h"
-#include "common/transfer/stats.h"
-#include "common/transfer/ucx.h"
+#include "common/transfer/internal.h"
 #include "tests/td_test.h"
 
 static td_xfer_fault parse(const char *text)
@@ -68,6 +67,28 @@ TEST(the_transport_is_read_from_what_ucx_prints)
     }
     TD_TRUE(td_ucx_is_shm("posix") && td_ucx_is_shm("self"));
     TD_TRUE(!td_ucx_is_shm("tcp") && !td_ucx_is_shm("posix+tcp") && !td_ucx_is_shm("?"));
+}
+
+static const char *judge(td_xfer_transport wanted, int allow_tcp, int same_host, const char *found)
+{
+    td_xfer_config config = {.transport = wanted, .allow_tcp = allow_tcp};
+    return td_link_judge_transport(&config, same_host, found);
+}
+
+TEST(only_a_transport_that_is_known_and_allowed_will_do)
+{
+    TD_TRUE(judge(TD_XFER_AUTO, 0, 1, "posix") == NULL);
+    TD_TRUE(judge(TD_XFER_AUTO, 0, 1, "tcp") != NULL);
+    TD_TRUE(judge(TD_XFER_AUTO, 1, 1, "tcp") == NULL);
+    TD_TRUE(judge(TD_XFER_AUTO, 0, 0, "rc_mlx5") == NULL);
+    TD_TRUE(judge(TD_XFER_AUTO, 0, 0, "tcp") != NULL);
+    TD_TRUE(judge(TD_XFER_AUTO, 1, 0, "tcp") == NULL);
+    TD_TRUE(judge(TD_XFER_SHM, 1, 1, "tcp") != NULL);
+    TD_TRUE(judge(TD_XFER_TCP, 1, 1, "posix") != NULL);
+    TD_TRUE(judge(TD_XFER_TCP, 0, 1, "tcp") == NULL);
+    for (int wanted = TD_XFER_AUTO; wanted <= TD_XFER_TCP; wanted++)
+        for (int i = 0; i < 4; i++) /* UCX does not tell */
+            TD_TRUE(judge((td_xfer_transport)wanted, i & 1, i >> 1, "?") != NULL);
 }
 
 TEST(states_stages_and_transports_have_names)

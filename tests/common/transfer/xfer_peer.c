@@ -53,6 +53,9 @@ static td_xfer *open_xfer(const char *transport, const char *incarnation, const 
     td_err err;
     if (td_xfer_create(&config, &xfer, &err) != TD_OK)
         die(err.text);
+    for (uint32_t r = 0; r < 2; r++)
+        for (uint32_t slot = 0; slot < shape[r].n_slots; slot++)
+            td_xfer_publish(xfer, r, slot, PEER_GENERATION, shape[r].stride);
     return xfer;
 }
 
@@ -123,6 +126,7 @@ static void draw(const char *transport, const char *incarnation)
     for (uint32_t i = 0; i < PEER_SLOTS; i++) {
         pages[i].remote = (i * 29 + 7) % PEER_SLOTS;
         pages[i].local = (i * 41) % PEER_SLOTS;
+        pages[i].generation = PEER_GENERATION;
         peer_fill(expected, 0, pages[i].remote, PEER_STRIDE);
         pages[i].crc32c = td_xfer_range_crc(&one, 0, 0, PEER_STRIDE);
     }
