@@ -347,7 +347,8 @@ int main(int argc, char **argv)
     st = boot(&d, &err);
     if (st != TD_OK) {
         td_error("decode.start", "why=\"%s\"", err.text);
-        _exit(2); /* half-built, and threads may run: the kernel frees what there is */
+        /* Half-built, and threads may run: the kernel frees what there is. */
+        _exit(td_serve_exit_status(st));
     }
     td_loop_run(d.loop);
     td_loop_destroy(d.loop);

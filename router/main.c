@@ -245,7 +245,7 @@ int main(int argc, char **argv)
     st = boot(&r, &err);
     if (st != TD_OK) {
         td_error("router.start", "why=\"%s\"", err.text);
-        exit(2); /* half-built: the kernel frees what there is */
+        exit(td_serve_exit_status(st)); /* half-built: the kernel frees what there is */
     }
     td_info("router.ready", "listen=%s port=%u admin_port=%u model=%s incarnation=%s",
             r.conf.listen, td_rpc_server_port(r.server), td_serve_admin_port(r.serve), r.model.name,

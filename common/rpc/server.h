@@ -108,6 +108,7 @@ void td_rpc_call_fail(td_rpc_call *call, const td_err *err);
 
 size_t td_rpc_call_queued_bytes(const td_rpc_call *call); /* not yet handed to the connection */
 int64_t td_rpc_call_deadline_ns(const td_rpc_call *call); /* absolute; 0: the client gave none */
+const char *td_rpc_call_peer(const td_rpc_call *call);    /* "127.0.0.1:40312" */
 /* A request header by its lower-case name; NULL: not there. Valid as long as the call. */
 const char *td_rpc_call_header(const td_rpc_call *call, const char *name);
 /* A response header; before the first send(). Lower-case name. TD_INVALID: too late or not a legal

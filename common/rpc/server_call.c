@@ -458,6 +458,11 @@ int64_t td_rpc_call_deadline_ns(const td_rpc_call *call)
     return call->deadline_ns;
 }
 
+const char *td_rpc_call_peer(const td_rpc_call *call)
+{
+    return call->peer;
+}
+
 const char *td_rpc_call_header(const td_rpc_call *call, const char *name)
 {
     return td_meta_get(&call->s.headers, name);

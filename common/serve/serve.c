@@ -193,6 +193,8 @@ static void answer_metrics(void *user, const td_http_request *req, td_http_respo
 {
     (void)req;
     td_serve *serve = user;
+    if (serve->conf.before_metrics != NULL)
+        serve->conf.before_metrics(serve->conf.user);
     refresh_process(serve);
     char *text = td_metrics_text(serve->conf.metrics, &res->n_bytes);
     if (text == NULL) {
@@ -394,6 +396,19 @@ const char *td_serve_state_name(td_serve_state state)
 const char *td_serve_incarnation(const td_serve *serve)
 {
     return serve->incarnation;
+}
+
+int td_serve_exit_status(td_status why)
+{
+    switch (why) {
+    case TD_CONFIG:
+    case TD_INVALID:
+    case TD_UNSUPPORTED:
+    case TD_NOT_FOUND:
+    case TD_TOO_LARGE:
+    case TD_MISMATCH: return 2;
+    default: return 1;
+    }
 }
 
 double td_serve_uptime_s(const td_serve *serve)

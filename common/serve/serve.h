@@ -28,6 +28,8 @@ typedef struct {
     /* Once, after the drain: drained, or its time is up, or a second signal came (drained false:
      * cut off what is left). Close everything, td_serve_close() included, so that the loop ends. */
     void (*on_exit)(void *user, bool drained);
+    /* Refreshes gauges before /metrics is answered; NULL: nothing to do. */
+    void (*before_metrics)(void *user);
     void *user;
 } td_serve_conf;
 
@@ -42,6 +44,10 @@ void td_serve_drain(td_serve *serve);   /* as SIGTERM; later calls do nothing */
 void td_serve_drained(td_serve *serve); /* on_exit runs soon, from the loop */
 /* One line for `systemctl status`: STATUS=<state>: <text>. Sent when it changed. */
 void td_serve_status(td_serve *serve, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+
+/* What a daemon exits with when it cannot start: 2 where only another configuration or checkpoint
+ * helps (its unit does not restart that), 1 where the next try may go better. */
+int td_serve_exit_status(td_status why);
 
 td_serve_state td_serve_get_state(const td_serve *serve);
 const char *td_serve_state_name(td_serve_state state);   /* "starting", "ready", "draining" */

@@ -227,7 +227,7 @@ static int meet_late(int64_t deadline_ms)
 {
     pthread_t thread;
     td_comm_group *group = open_group(2, 0, deadline_ms);
-    rank_arg a = {td_comm_group_rank(group, 1), 1, 2, 0, TD_OK, 0};
+    rank_arg a = {td_comm_group_rank(group, 1), 1, 2, 0, TD_OK};
     if (pthread_create(&thread, NULL, late_main, &a) != 0)
         return 2;
     td_status st = td_comm_barrier(td_comm_group_rank(group, 0));

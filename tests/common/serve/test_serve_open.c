@@ -45,6 +45,14 @@ static void clean_up(void)
     td_metrics_destroy(metrics);
 }
 
+TEST(only_what_another_configuration_mends_ends_with_2)
+{
+    TD_EQ(2, td_serve_exit_status(TD_CONFIG));
+    TD_EQ(2, td_serve_exit_status(TD_INVALID));
+    TD_EQ(1, td_serve_exit_status(TD_IO)); /* an address that is taken may be free soon */
+    TD_EQ(1, td_serve_exit_status(TD_NOMEM));
+}
+
 TEST(a_taken_admin_port_is_refused_with_the_address)
 {
     td_serve_conf conf = prepare();
