@@ -140,16 +140,16 @@ static ucs_status_t on_hello(void *arg, const void *header, size_t n_header_byte
         .n_header_bytes = sizeof(answer),
         .n_out = &reader->n_out,
     };
-    if (td_ucx_send_message(&engine->ucx, reader->ep, &msg) != TD_OK)
-        reader->broken = 1;
     reader->link = hello.link;
     reader->welcomed = st == TD_OK;
-    if (st == TD_OK) {
+    if (st == TD_OK) { /* counted before it is answered: who has the answer finds it counted */
         TD_ADD(engine->served.n_welcomed, 1);
         show_reader(engine, reader, hello.reader);
     } else {
         TD_ADD(engine->served.n_refused, 1);
     }
+    if (td_ucx_send_message(&engine->ucx, reader->ep, &msg) != TD_OK)
+        reader->broken = 1;
     return UCS_OK;
 }
 
