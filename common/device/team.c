@@ -11,6 +11,9 @@
 #include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 
 #include "common/base/clock.h"
 
@@ -142,9 +145,10 @@ static void wait_empty(td_stream *s)
 static td_isa find_isa(void)
 {
 #if defined(__x86_64__)
+    unsigned a, b, c = 0, d; /* clang 16's __builtin_cpu_supports() does not know "f16c" */
     __builtin_cpu_init();
     if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") ||
-        !__builtin_cpu_supports("f16c"))
+        !__get_cpuid(1, &a, &b, &c, &d) || (c & bit_F16C) == 0)
         return TD_ISA_PORTABLE;
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))

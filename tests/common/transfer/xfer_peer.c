@@ -131,7 +131,7 @@ static void draw(const char *transport, const char *incarnation)
         pages[i].crc32c = td_xfer_range_crc(&one, 0, 0, PEER_STRIDE);
     }
     td_xfer_get_args what = {.n_pages = PEER_SLOTS, .n_bytes = PEER_STRIDE, .pages = pages};
-    for (int round = 0;; round++) {
+    for (;;) {
         td_xfer_event event;
         what.deadline_ns = td_now_ns() + 60 * TD_NS_PER_S;
         if (td_xfer_get(xfer, link, &what, &job, &err) != TD_OK)
