@@ -412,6 +412,8 @@ class Cluster:
             flag = {"r": "--heartbeat-timeout", "d": "--peer-timeout"}.get(d.name[0])
             if flag is not None and flag not in d.flags:
                 d.flags += [flag, "5s"]
+            if d is not self.router and "--kv-pages" not in d.flags:
+                d.flags += ["--kv-pages", "256"]  # memory is touched, filled and looked through slowly
             d.env.setdefault("UCX_MEM_MMAP_HOOK_MODE", "none")  # its hooks crash in TSan's dying threads
 
     def start(self, timeout=60):
