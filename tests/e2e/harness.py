@@ -403,8 +403,9 @@ class Cluster:
 
     def make(self, bin_dir, kind, i, model, flags, env):
         own = flags[i] if flags and isinstance(flags[0], (list, tuple)) else flags
-        return Daemon(find_program(bin_dir, "tandem-" + kind), ["--model", model] + list(own), "%s%d" % (kind, i),
-                      self.folder, env)
+        pages = [] if "--kv-pages" in own else ["--kv-pages", "256"]  # all of a pool is touched at start
+        return Daemon(find_program(bin_dir, "tandem-" + kind), ["--model", model] + pages + list(own),
+                      "%s%d" % (kind, i), self.folder, env)
 
     def be_patient(self):
         """A sanitizer's daemon may say nothing for a second and be well: tests of these times name them."""
@@ -412,8 +413,6 @@ class Cluster:
             flag = {"r": "--heartbeat-timeout", "d": "--peer-timeout"}.get(d.name[0])
             if flag is not None and flag not in d.flags:
                 d.flags += [flag, "5s"]
-            if d is not self.router and "--kv-pages" not in d.flags:
-                d.flags += ["--kv-pages", "256"]  # memory is touched, filled and looked through slowly
             d.env.setdefault("UCX_MEM_MMAP_HOOK_MODE", "none")  # its hooks crash in TSan's dying threads
 
     def start(self, timeout=60):
