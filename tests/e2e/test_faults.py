@@ -17,6 +17,11 @@ def _transports(args):
     return ("shm",) if is_sanitized(args.bin) else ("shm", "tcp")
 
 
+def _sized(args, n, sanitized):
+    """Under a sanitizer computing takes ten times as long, and less of it will do."""
+    return sanitized if is_sanitized(args.bin) else n
+
+
 def flags(transport, *more):
     return ["--transport", transport, "--debug-poison"] + list(more)
 
@@ -42,7 +47,7 @@ def damage(args, transport, fault):
 def a_page_damaged_once_is_fetched_again_and_the_text_is_unchanged(args):
     for transport in _transports(args):
         with damage(args, transport, "damage:3") as c:
-            prompt = prompt_ids(c, 700)
+            prompt = prompt_ids(c, _sized(args, 700, 300))
             answer = c.generate(prompt, max_tokens=24, **GREEDY)
             assert answer.ok, answer
             assert answer.ids == continuation(args, prompt, 24, ["--ranks", "2", "--drafts", "2"])
@@ -55,7 +60,7 @@ def a_page_damaged_once_is_fetched_again_and_the_text_is_unchanged(args):
 def a_page_damaged_twice_fails_the_request_and_is_named(args):
     for transport in _transports(args):
         with damage(args, transport, "damage:3:2") as c:
-            prompt = prompt_ids(c, 700)
+            prompt = prompt_ids(c, _sized(args, 700, 300))
             answer = c.generate(prompt, max_tokens=24, **GREEDY)
             assert answer.code == grpc.StatusCode.DATA_LOSS, answer
             named = re.search(r"page (\d+), layers (\d+) to (\d+) \(.* from %s rank ([01]) came damaged twice"
@@ -91,7 +96,7 @@ def a_storm_of_cancels_leaves_the_others_unchanged(args):
     for transport in _transports(args):
         with Cluster(args.bin, model=args.model, prefill_flags=flags(transport, "--ranks", "2", "--chunk", "128"),
                      decode_flags=flags(transport, "--drafts", "2")) as c:
-            stay = [prompt_ids(c, n, n) for n in (65, 300, 700)]
+            stay = [prompt_ids(c, n, n) for n in (65, 300, _sized(args, 700, 150))]
             want = [c.generate(p, max_tokens=40, **GREEDY).ids for p in stay]
             going = [c.submit(p, max_tokens=40, **GREEDY) for p in stay]
             leaving = []
@@ -113,7 +118,7 @@ def a_storm_of_cancels_leaves_the_others_unchanged(args):
 
 def two_by_two(args, transport, **more):
     return Cluster(args.bin, model=args.model, n_prefill=2, n_decode=2,
-                   prefill_flags=flags(transport, "--chunk", "64", "--layer-group", "1"),
+                   prefill_flags=flags(transport, "--chunk", "64", "--layer-group", "1", "--lease", "3s"),
                    decode_flags=flags(transport, "--drafts", "2"), **more)
 
 
@@ -141,7 +146,7 @@ def lose(args, kind, how):
     """A worker is lost while it holds a request that has not streamed: it is started once more and ends right."""
     for transport in _transports(args):
         with two_by_two(args, transport) as c:
-            prompt = prompt_ids(c, 700 if is_sanitized(args.bin) else 2500)
+            prompt = prompt_ids(c, _sized(args, 2500, 500))
             want = c.generate(prompt, max_tokens=20, **GREEDY)
             assert want.ok, want
             before = {d: drawn(d) for d in c.decode}
@@ -192,10 +197,11 @@ def a_stream_whose_decode_dies_ends_unavailable_within_two_seconds(args):
     for how in ("kill", "pause"):
         with two_by_two(args, "shm", router_flags=["--heartbeat-timeout", "1s"]) as c:
             others = prompt_ids(c, 65)
-            want = c.generate(others, max_tokens=300, **GREEDY).ids
+            want = c.generate(others, max_tokens=_sized(args, 300, 150), **GREEDY).ids
             request = c.submit(prompt_ids(c, 100), max_tokens=4000, **GREEDY).wait_token()
             victim = wait_used(c, "decode")
-            beside = c.submit(others, max_tokens=300, **GREEDY)  # goes to the other decode daemon: less loaded
+            # The other decode daemon is less loaded.
+            beside = c.submit(others, max_tokens=_sized(args, 300, 150), **GREEDY)
             beside.wait_token()
             getattr(victim, how)()
             begun = time.monotonic()
@@ -217,7 +223,7 @@ def without_another_pair_a_lost_worker_ends_the_request_unavailable(args):
         with Cluster(args.bin, model=args.model, router_flags=["--heartbeat-timeout", "1s"],
                      prefill_flags=flags("shm", "--chunk", "64", "--layer-group", "1"),
                      decode_flags=flags("shm", "--peer-timeout", "1s")) as c:
-            request = c.submit(prompt_ids(c, 700 if is_sanitized(args.bin) else 2500), max_tokens=20, **GREEDY)
+            request = c.submit(prompt_ids(c, _sized(args, 2500, 500)), max_tokens=20, **GREEDY)
             victim = wait_used(c, kind)
             until = time.monotonic() + 20
             while drawn(c.decode[0]) == 0:  # in mid-transfer
@@ -242,8 +248,8 @@ def without_another_pair_a_lost_worker_ends_the_request_unavailable(args):
 def a_prefill_that_dies_after_the_pages_are_drawn_is_not_missed(args):
     with Cluster(args.bin, model=args.model, prefill_flags=flags("shm"), decode_flags=flags("shm")) as c:
         prompt = prompt_ids(c, 65)
-        want = c.generate(prompt, max_tokens=600, **GREEDY)
-        request = c.submit(prompt, max_tokens=600, **GREEDY).wait_token()
+        want = c.generate(prompt, max_tokens=_sized(args, 600, 200), **GREEDY)
+        request = c.submit(prompt, max_tokens=_sized(args, 600, 200), **GREEDY).wait_token()
         c.prefill[0].kill()
         answer = request.result()
         assert answer.ok and answer.ids == want.ids, answer
@@ -329,8 +335,8 @@ def pages_travel_while_later_layers_compute(args):
 def a_drained_worker_finishes_what_runs_and_takes_nothing_new(args):
     with two_by_two(args, "shm") as c:
         prompt = prompt_ids(c, 65)
-        want = c.generate(prompt, max_tokens=400, **GREEDY)
-        request = c.submit(prompt, max_tokens=400, **GREEDY).wait_token()
+        want = c.generate(prompt, max_tokens=_sized(args, 400, 200), **GREEDY)
+        request = c.submit(prompt, max_tokens=_sized(args, 400, 200), **GREEDY).wait_token()
         victim = wait_used(c, "decode")
         ended = []
         thread = threading.Thread(target=lambda: ended.append(victim.terminate()))
