@@ -196,11 +196,14 @@ static td_status check_required(const td_conf_spec *spec, void *conf, td_err *er
 {
     for (size_t i = 0; i < spec->n_fields; i++) {
         const td_conf_field *field = &spec->fields[i];
-        uint64_t min_items = 0;
-        if (field->type == TD_CONF_LIST && field->min != NULL)
+        const void *value = td_conf_member(field, conf);
+        uint64_t min_items = 1;
+        if (!td_conf_is_required(field))
+            continue;
+        if (field->type == TD_CONF_LIST)
             td_conf_parse_whole(field->min, &min_items);
-        if ((field->type == TD_CONF_STR && *(char **)td_conf_member(field, conf) == NULL) ||
-            (min_items > 0 && ((td_conf_list *)td_conf_member(field, conf))->n < min_items))
+        if (field->type == TD_CONF_STR ? *(char *const *)value == NULL
+                                       : ((const td_conf_list *)value)->n < min_items)
             return td_fail(err, TD_CONFIG, "\"%s\" must be given: %s", field->name, field->help);
     }
     return TD_OK;

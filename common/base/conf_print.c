@@ -12,12 +12,6 @@ static const char *type_name(td_conf_type type)
     return names[type];
 }
 
-static bool is_required(const td_conf_field *field)
-{
-    return field->def == NULL &&
-           (field->type == TD_CONF_STR || (field->type == TD_CONF_LIST && field->min != NULL));
-}
-
 /* "from 16 to 1024", "auto|shm|tcp", "at most 64 items", or nothing. */
 static void print_bounds(const td_conf_field *field, const char *before, FILE *out)
 {
@@ -49,7 +43,7 @@ void td_conf_help(const td_conf_spec *spec, FILE *out)
         fprintf(out, "%*s%s", n < 23 ? 24 - n : 1, "", field->help);
         if (field->type != TD_CONF_ENUM)
             print_bounds(field, "; ", out);
-        if (is_required(field))
+        if (td_conf_is_required(field))
             fprintf(out, " (required)");
         else if (field->def != NULL && field->def[0] != '\0')
             fprintf(out, " [%s]", field->def);
@@ -96,7 +90,7 @@ void td_conf_example(const td_conf_spec *spec, FILE *out)
             spec->program, spec->about, spec->program);
     for (size_t i = 0; i < spec->n_fields; i++) {
         const td_conf_field *field = &spec->fields[i];
-        bool required = is_required(field);
+        bool required = td_conf_is_required(field);
         fprintf(out, "%s    // %s", i > 0 ? "\n" : "", field->help);
         print_bounds(field, "; ", out);
         fprintf(out, "%s\n    %s\"%s\": ", required ? " (required)" : "", required ? "// " : "",

@@ -28,6 +28,12 @@ bool td_conf_is_number(td_conf_type type)
            type == TD_CONF_BYTES || type == TD_CONF_F64;
 }
 
+bool td_conf_is_required(const td_conf_field *field)
+{
+    return field->def == NULL &&
+           (field->type == TD_CONF_STR || (field->type == TD_CONF_LIST && field->min != NULL));
+}
+
 static const char *wanted(td_conf_type type)
 {
     switch (type) {

@@ -12,6 +12,8 @@
 bool td_conf_is_number(td_conf_type type);
 /* Digits alone, no unit. */
 bool td_conf_parse_whole(const char *text, uint64_t *out);
+/* Whether a value must be given: it has no default, and is text or a list with a least length. */
+bool td_conf_is_required(const td_conf_field *field);
 void *td_conf_member(const td_conf_field *field, void *conf);
 /* Replace what the member held. The text of err names no knob: the caller puts it before. */
 td_status td_conf_set_text(const td_conf_field *field, const char *text, void *conf, td_err *err);

@@ -7,7 +7,7 @@
 const char *td_status_name(td_status st)
 {
     switch (st) {
-#define NAME(name, code, breaks, text)                                                             \
+#define NAME(name, code, text)                                                                     \
     case TD_##name: return #name;
         TD_STATUS_MAP(NAME)
 #undef NAME
@@ -18,7 +18,7 @@ const char *td_status_name(td_status st)
 const char *td_status_text(td_status st)
 {
     switch (st) {
-#define TEXT(name, code, breaks, text)                                                             \
+#define TEXT(name, code, text)                                                                     \
     case TD_##name: return text;
         TD_STATUS_MAP(TEXT)
 #undef TEXT

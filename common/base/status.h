@@ -1,36 +1,36 @@
 /* status.h - what every fallible call returns, and the text that goes with it. The band of a code
- * says what must be torn down. A library fills td_err and returns; whoever owns the request, peer
- * or process logs it, once. */
+ * says what must be torn down: -20 the request, -40 the peer, -50 the process, -60 the device. A
+ * library fills td_err and returns; whoever owns the request, peer or process logs it, once. */
 #ifndef TD_BASE_STATUS_H
 #define TD_BASE_STATUS_H
 #include <stdarg.h>
 
-#define TD_STATUS_MAP(X) /* name, code, what breaks, text */                                       \
-    X(OK, 0, NOTHING, "ok")                                                                        \
-    X(PENDING, 1, NOTHING, "completes later")                                                      \
-    X(FULL, -1, NOTHING, "no room now, retry")                                                     \
-    X(EMPTY, -2, NOTHING, "nothing there now")                                                     \
-    X(NOMEM, -20, REQUEST, "out of memory")                                                        \
-    X(BAD_SHAPE, -21, REQUEST, "no kernel for this shape")                                         \
-    X(INVALID, -22, REQUEST, "invalid argument")                                                   \
-    X(NOT_FOUND, -23, REQUEST, "not found")                                                        \
-    X(CANCELLED, -24, REQUEST, "cancelled")                                                        \
-    X(DEADLINE, -25, REQUEST, "deadline exceeded")                                                 \
-    X(EXHAUSTED, -26, REQUEST, "resource exhausted")                                               \
-    X(DATA_LOSS, -27, REQUEST, "data lost or damaged")                                             \
-    X(UNSUPPORTED, -28, REQUEST, "not supported")                                                  \
-    X(PRECONDITION, -29, REQUEST, "failed precondition")                                           \
-    X(TOO_LARGE, -30, REQUEST, "over a size limit")                                                \
-    X(PEER_LOST, -40, PEER, "peer is gone")                                                        \
-    X(PROTOCOL, -41, PEER, "peer broke the protocol")                                              \
-    X(MISMATCH, -42, PEER, "peer does not match")                                                  \
-    X(IO, -50, PROCESS, "input/output failed")                                                     \
-    X(CONFIG, -51, PROCESS, "bad configuration")                                                   \
-    X(INTERNAL, -52, PROCESS, "internal error")                                                    \
-    X(CUDA, -60, DEVICE, "device failed")
+#define TD_STATUS_MAP(X) /* name, code, text */                                                    \
+    X(OK, 0, "ok")                                                                                 \
+    X(PENDING, 1, "completes later")                                                               \
+    X(FULL, -1, "no room now, retry")                                                              \
+    X(EMPTY, -2, "nothing there now")                                                              \
+    X(NOMEM, -20, "out of memory")                                                                 \
+    X(BAD_SHAPE, -21, "no kernel for this shape")                                                  \
+    X(INVALID, -22, "invalid argument")                                                            \
+    X(NOT_FOUND, -23, "not found")                                                                 \
+    X(CANCELLED, -24, "cancelled")                                                                 \
+    X(DEADLINE, -25, "deadline exceeded")                                                          \
+    X(EXHAUSTED, -26, "resource exhausted")                                                        \
+    X(DATA_LOSS, -27, "data lost or damaged")                                                      \
+    X(UNSUPPORTED, -28, "not supported")                                                           \
+    X(PRECONDITION, -29, "failed precondition")                                                    \
+    X(TOO_LARGE, -30, "over a size limit")                                                         \
+    X(PEER_LOST, -40, "peer is gone")                                                              \
+    X(PROTOCOL, -41, "peer broke the protocol")                                                    \
+    X(MISMATCH, -42, "peer does not match")                                                        \
+    X(IO, -50, "input/output failed")                                                              \
+    X(CONFIG, -51, "bad configuration")                                                            \
+    X(INTERNAL, -52, "internal error")                                                             \
+    X(CUDA, -60, "device failed")
 
 typedef enum {
-#define TD_STATUS_ENUM(name, code, breaks, text) TD_##name = (code),
+#define TD_STATUS_ENUM(name, code, text) TD_##name = (code),
     TD_STATUS_MAP(TD_STATUS_ENUM)
 #undef TD_STATUS_ENUM
 } td_status;

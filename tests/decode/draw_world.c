@@ -356,26 +356,9 @@ uint32_t pages_in(const world *w, td_page_state state)
 
 /* ---- the world ---- */
 
-static void out_of_patience(td_timer *timer, void *user)
-{
-    (void)timer;
-    (void)user;
-    fail_msg("the test hangs");
-}
-
-static void on_turn(td_timer *timer, void *user)
-{
-    (void)timer;
-    td_loop_stop(user);
-}
-
 void world_turn(world *w)
 {
-    td_timer turn;
-    td_timer_init(&turn, w->loop, on_turn, w->loop);
-    td_timer_at(&turn, td_now_ns() + TD_NS_PER_MS);
-    td_loop_run(w->loop);
-    td_timer_stop(&turn);
+    td_test_turn(w->loop);
     for (uint32_t slot = 0; slot < w->conf.w.max_requests; slot++)
         if (w->leaving[slot] != 0) {
             uint64_t owner = w->leaving[slot];
@@ -470,8 +453,7 @@ void world_open(world *w, uint32_t drafts)
                                .peer_timeout_ms = 5000,
                                .transfer_timeout_ms = 10000};
     TD_EQ(TD_OK, td_loop_create(&w->loop, &err));
-    td_timer_init(&w->patience, w->loop, out_of_patience, w);
-    td_timer_at(&w->patience, td_now_ns() + 50 * TD_NS_PER_S);
+    td_test_patience(&w->patience, w->loop);
     TD_EQ(TD_OK, td_metrics_create(64, &w->metrics, &err));
     w->engine = calloc(1, sizeof(*w->engine));
     w->engine->config.vocab_size = VOCAB;

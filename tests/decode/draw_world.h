@@ -3,7 +3,7 @@
  * Transfers and the prefill's events happen when the test says so. */
 #ifndef TD_TESTS_DECODE_DRAW_WORLD_H
 #define TD_TESTS_DECODE_DRAW_WORLD_H
-#include "tests/td_test.h"
+#include "tests/td_loop_test.h"
 
 #include "common/base/clock.h"
 #include "common/serve/message.h"

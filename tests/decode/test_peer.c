@@ -1,6 +1,6 @@
 /* The prefill daemons behind a decode daemon: greeting, loss, restart, leases. */
 #include "decode/peer.h"
-#include "tests/td_test.h"
+#include "tests/td_loop_test.h"
 
 #include "common/base/clock.h"
 #include "common/serve/fingerprint.h"
@@ -173,33 +173,11 @@ typedef struct {
     bool closed;
 } world;
 
-static void turn_over(td_timer *timer, void *user)
-{
-    (void)timer;
-    td_loop_stop(user);
-}
-
-static void turn(world *w)
-{
-    td_timer t;
-    td_timer_init(&t, w->loop, turn_over, w->loop);
-    td_timer_at(&t, td_now_ns() + TD_NS_PER_MS);
-    td_loop_run(w->loop);
-    td_timer_stop(&t);
-}
-
 #define RUN_UNTIL(w, cond)                                                                         \
     do {                                                                                           \
         while (!(cond))                                                                            \
-            turn(w);                                                                               \
+            td_test_turn((w)->loop);                                                               \
     } while (0)
-
-static void out_of_patience(td_timer *timer, void *user)
-{
-    (void)timer;
-    (void)user;
-    fail_msg("the test hangs");
-}
 
 static void on_up(void *user, td_peer *peer)
 {
@@ -249,8 +227,7 @@ static void world_open(world *w)
     td_err err;
     memset(w, 0, sizeof(*w));
     TD_EQ(TD_OK, td_loop_create(&w->loop, &err));
-    td_timer_init(&w->patience, w->loop, out_of_patience, w);
-    td_timer_at(&w->patience, td_now_ns() + 50 * TD_NS_PER_S);
+    td_test_patience(&w->patience, w->loop);
     w->conf = (td_decode_conf){.peer_timeout_ms = 400};
     td_fingerprint_set(&w->fingerprint, "config", "%s", "abc");
     w->prefill = (fake){.loop = w->loop, .ranks = 2, .lease_ms = 1000};
@@ -471,7 +448,7 @@ TEST(an_idle_peer_makes_place_for_another)
     }
     TD_EQ(TD_EXHAUSTED, td_peers_get(w.peers, "127.0.0.1:999", &p, &err));
     while (td_peers_get(w.peers, "127.0.0.1:999", &p, &err) == TD_EXHAUSTED)
-        turn(&w);
+        td_test_turn(w.loop);
     TD_TRUE(p != used);
     TD_STR("127.0.0.1:999", p->address);
     TD_TRUE(get(&w) == used);

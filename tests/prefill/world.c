@@ -112,13 +112,6 @@ uint32_t world_blob_published(const world *w, uint32_t slot)
 
 /* ---- the world ---- */
 
-static void out_of_patience(td_timer *timer, void *user)
-{
-    (void)timer;
-    (void)user;
-    fail_msg("the test hangs");
-}
-
 static void nothing(void *user)
 {
     (void)user;
@@ -164,8 +157,7 @@ void world_open(world *w, const td_prefill_conf *conf)
     memset(w, 0, sizeof(*w));
     w->conf = conf != NULL ? *conf : world_conf();
     TD_EQ(TD_OK, td_loop_create(&w->loop, &err));
-    td_timer_init(&w->patience, w->loop, out_of_patience, w);
-    td_timer_at(&w->patience, td_now_ns() + 50 * TD_NS_PER_S);
+    td_test_patience(&w->patience, w->loop);
     TD_EQ(TD_OK, td_metrics_create(64, &w->metrics, &err));
     td_serve_conf serve = {.loop = w->loop,
                            .metrics = w->metrics,
@@ -189,19 +181,9 @@ void world_open(world *w, const td_prefill_conf *conf)
     open_rpc(w);
 }
 
-static void on_turn(td_timer *timer, void *user)
-{
-    (void)timer;
-    td_loop_stop(user);
-}
-
 void world_turn(world *w)
 {
-    td_timer turn;
-    td_timer_init(&turn, w->loop, on_turn, w->loop);
-    td_timer_at(&turn, td_now_ns() + TD_NS_PER_MS);
-    td_loop_run(w->loop);
-    td_timer_stop(&turn);
+    td_test_turn(w->loop);
 }
 
 static void on_closed(void *user)

@@ -2,7 +2,7 @@
  * all on one loop. The engine takes steps and finishes them when the test says so. */
 #ifndef TD_TESTS_PREFILL_WORLD_H
 #define TD_TESTS_PREFILL_WORLD_H
-#include "tests/td_test.h"
+#include "tests/td_loop_test.h"
 
 #include "common/base/clock.h"
 #include "common/serve/message.h"
