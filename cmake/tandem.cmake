@@ -12,11 +12,14 @@ option(TANDEM_WERROR "warnings are errors (default: where the compiler is one th
        ${td_tried_compiler})
 
 add_library(td_flags INTERFACE)
-target_compile_options(td_flags INTERFACE -Wall -Wextra -Wshadow -Wstrict-prototypes
-                       -Wmissing-prototypes -ffp-contract=off -fno-omit-frame-pointer)
+set(c_options -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -ffp-contract=off
+              -fno-omit-frame-pointer)
+set(cuda_options -fmad=false -Xcompiler=-Wall,-Wextra,-ffp-contract=off) # as in C: fused multiply-adds are written out
 if(TANDEM_WERROR)
-    target_compile_options(td_flags INTERFACE -Werror)
+    list(APPEND c_options -Werror)
+    list(APPEND cuda_options -Werror=all-warnings -Xcompiler=-Werror)
 endif()
+target_compile_options(td_flags INTERFACE "$<$<COMPILE_LANGUAGE:C>:${c_options}>" "$<$<COMPILE_LANGUAGE:CUDA>:${cuda_options}>")
 target_compile_definitions(td_flags INTERFACE _GNU_SOURCE)
 target_include_directories(td_flags INTERFACE ${CMAKE_SOURCE_DIR} ${CMAKE_BINARY_DIR})
 target_link_libraries(td_flags INTERFACE Threads::Threads m)

@@ -25,7 +25,7 @@ struct td_decode_engine {
     td_fingerprint fingerprint;
     td_rank_options options;
     uint32_t n_slots, drafts;
-    unsigned char *blobs;
+    unsigned char *blobs; /* [n_slots, blob_bytes] as they are drawn */
     size_t blob_bytes;
     td_ring *commands;
     td_mailbox *events;
@@ -36,6 +36,7 @@ struct td_decode_engine {
     /* the thread's own */
     td_rank rank;
     td_decode *decoder;
+    unsigned char *states;     /* [n_slots, blob_bytes] device; NULL: kernels read the blobs */
     slot_state *slots;         /* [n_slots] */
     td_decode_result *results; /* [n_slots] */
     td_engine_event *event;    /* with room for [n_slots] results */
@@ -70,14 +71,36 @@ static void leave(td_decode_engine *e, uint32_t slot)
     e->slots[slot].owner = 0;
 }
 
+/* What was drawn, to where kernels read it. */
+static td_status take_in(td_decode_engine *e, const td_engine_command *c, void **hidden)
+{
+    const uint32_t *pages = (const uint32_t *)(c + 1);
+    const uint32_t n = ((uint32_t)c->prompt_len + TD_KV_PAGE_ROWS - 1) / TD_KV_PAGE_ROWS;
+    unsigned char *blob = e->blobs + (size_t)c->slot * e->blob_bytes;
+    td_status st = TD_OK;
+    *hidden = blob;
+    if (e->states == NULL)
+        return TD_OK;
+    *hidden = e->states + (size_t)c->slot * e->blob_bytes;
+    for (uint32_t i = 0; i < n && st == TD_OK; i++)
+        st = td_rank_stage_in(&e->rank, pages[i]);
+    if (st == TD_OK && e->drafts > 0)
+        st = td_stream_write(td_device_stream(e->rank.device), *hidden, blob, e->blob_bytes);
+    return st;
+}
+
 static td_status join(td_decode_engine *e, const td_engine_command *c, td_err *err)
 {
     slot_state *s = &e->slots[c->slot];
+    void *hidden;
+    td_status st = take_in(e, c, &hidden);
+    if (st != TD_OK)
+        return td_fail(err, st, "taking a prompt's pages to the GPU failed");
     td_assert(s->owner == 0);
     td_decode_seq seq = {
         .prompt_len = c->prompt_len,
         .first_token = c->first_token,
-        .hidden = e->blobs + (size_t)c->slot * e->blob_bytes,
+        .hidden = hidden,
         .pages = (const uint32_t *)(c + 1),
         .n_pages = c->n_pages,
         .max_new_tokens = c->max_new_tokens,
@@ -174,6 +197,8 @@ static td_status boot(td_decode_engine *e, td_err *err)
     td_engine_config engine = td_rank_engine(&e->rank, &e->layout, NULL);
     engine.draft_prenorm = e->conf.conf->w.draft_prenorm;
     st = td_decode_create(&engine, e->n_slots, e->drafts, 0, &e->decoder, err);
+    if (st == TD_OK && e->rank.kv != NULL)
+        st = td_device_alloc(e->rank.device, e->n_slots * e->blob_bytes, (void **)&e->states, err);
     if (st == TD_OK)
         st = td_fingerprint_model(&e->fingerprint, e->conf.conf->w.model, e->ckpt, err);
     return st;
@@ -204,6 +229,8 @@ static void *engine_main(void *arg)
     }
     td_decode_destroy(e->decoder);
     e->decoder = NULL;
+    if (e->states != NULL)
+        td_device_free(e->rank.device, e->states);
     return NULL;
 }
 
@@ -222,6 +249,8 @@ static void take_ready(td_decode_engine *e, const td_engine_event *event)
     td_fingerprint_run(&e->fingerprint, &e->layout, e->conf.conf->w.precise,
                        e->conf.conf->w.draft_prenorm);
     td_fingerprint_set(&e->fingerprint, "protocol", "%u", TD_XFER_PROTOCOL);
+    td_info("decode.device", "device=\"%s\" kv=%s graphs=%u", td_device_name(e->rank.device),
+            td_rank_kv_path(&e->rank), td_decode_graphs_report(e->decoder)->n_graphs);
     e->conf.on_ready(e->conf.user);
 }
 
@@ -329,7 +358,9 @@ td_status td_decode_engine_open(const td_decode_engine_conf *conf, td_decode_eng
                                    .n_ranks = 1,
                                    .n_threads = td_rank_threads(w->threads, 1),
                                    .spin_us = w->spin_us,
-                                   .n_pages = w->kv_pages};
+                                   .n_pages = w->kv_pages,
+                                   .backend = (td_backend_kind)w->backend,
+                                   .gpu = w->gpu};
     e->progress = td_serve_add_engine(conf->serve, "decode");
     if (st == TD_OK && pthread_create(&e->thread, NULL, engine_main, e) != 0)
         st = td_fail(err, TD_INTERNAL, "decode engine: no thread");

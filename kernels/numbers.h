@@ -7,7 +7,7 @@
 #include <math.h>
 #include <string.h>
 
-static inline float td_bf16_to_f32(td_bf16 b)
+TD_FN float td_bf16_to_f32(td_bf16 b)
 {
     uint32_t u = (uint32_t)b << 16;
     float f;
@@ -16,7 +16,7 @@ static inline float td_bf16_to_f32(td_bf16 b)
 }
 
 /* Round to nearest even; NaN stays a (quiet) NaN. */
-static inline td_bf16 td_f32_to_bf16(float f)
+TD_FN td_bf16 td_f32_to_bf16(float f)
 {
     uint32_t u;
     memcpy(&u, &f, 4);
@@ -25,7 +25,7 @@ static inline td_bf16 td_f32_to_bf16(float f)
     return (td_bf16)((u + 0x7fffu + ((u >> 16) & 1)) >> 16);
 }
 
-static inline float td_e4m3_to_f32(uint8_t b)
+TD_FN float td_e4m3_to_f32(uint8_t b)
 {
     uint32_t e = (b >> 3) & 15, m = b & 7, u = (e + 120) << 23 | m << 20;
     float v;
@@ -39,7 +39,7 @@ static inline float td_e4m3_to_f32(uint8_t b)
 
 /* Round to nearest even, saturating at 448 (callers clamp first anyway); NaN gives 0x7f whatever
  * its sign, which differs between machines. */
-static inline uint8_t td_f32_to_e4m3(float f)
+TD_FN uint8_t td_f32_to_e4m3(float f)
 {
     uint32_t u;
     memcpy(&u, &f, 4);
@@ -60,7 +60,7 @@ static inline uint8_t td_f32_to_e4m3(float f)
 
 /* e^x within 1 ulp, in plain multiplications and additions: every vector form of it gives the same
  * bits. Results below 2^-126 are 0. */
-static inline float td_expf(float x)
+TD_FN float td_expf(float x)
 {
     if (!(x >= -87.33654f))
         return isnan(x) ? x : 0.0f;
@@ -83,7 +83,7 @@ static inline float td_expf(float x)
 }
 
 /* P2(s): the smallest power of two >= s, for s > 0. */
-static inline float td_pow2_ceil(float s)
+TD_FN float td_pow2_ceil(float s)
 {
     uint32_t u;
     memcpy(&u, &s, 4);
@@ -94,20 +94,20 @@ static inline float td_pow2_ceil(float s)
 }
 
 /* The scale of AQ_g for a group whose largest magnitude is amax. */
-static inline float td_quant_scale(float amax, int ue8m0)
+TD_FN float td_quant_scale(float amax, int ue8m0)
 {
     float s = fmaxf(amax, 1e-4f) * (1.0f / 448.0f);
     return ue8m0 ? td_pow2_ceil(s) : s;
 }
 
-static inline uint8_t td_quant_code(float x, float scale)
+TD_FN uint8_t td_quant_code(float x, float scale)
 {
     float v = x / scale;
     return td_f32_to_e4m3(v > 448.0f ? 448.0f : v < -448.0f ? -448.0f : v);
 }
 
 /* Walsh-Hadamard transform of 128 numbers in natural order: strides 1, 2, .., 64. */
-static inline void td_hadamard128(float *x)
+TD_FN void td_hadamard128(float *x)
 {
     for (int stride = 1; stride < 128; stride *= 2)
         for (int i = 0; i < 128; i++)

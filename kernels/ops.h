@@ -1,4 +1,4 @@
-/* ops.h - the device-operation table: every operation once, each implemented for `cpu` and (later)
+/* ops.h - the device-operation table: every operation once, each implemented for `cpu` and for
  * `cuda`; the forward pass is written over this table. Operations enqueue on a stream and return;
  * arguments point into that stream's device memory and hold until the stream has passed them.
  * TD_BAD_SHAPE: no kernel for these arguments; nothing was enqueued. */
@@ -60,7 +60,7 @@
     X(ep_combine)
 
 typedef struct {
-    const char *backend; /* "cpu", "ref" */
+    const char *backend; /* "cpu", "cuda", "ref" */
 #define TD_OPS_MEMBER(op) td_status (*op)(const td_##op##_args *a, td_stream *stream);
     TD_OPS_MAP(TD_OPS_MEMBER)
 #undef TD_OPS_MEMBER

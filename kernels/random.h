@@ -3,6 +3,8 @@
  * nor worker change what a position draws. */
 #ifndef TD_KERNELS_RANDOM_H
 #define TD_KERNELS_RANDOM_H
+#include "kernels/fn.h"
+
 #include <stdint.h>
 
 /* What a number is for: different purposes at one position are independent. */
@@ -15,8 +17,7 @@ typedef struct {
     uint32_t x[4];
 } td_random_words;
 
-static inline td_random_words td_philox4x32_10(td_random_words counter, uint32_t key0,
-                                               uint32_t key1)
+TD_FN td_random_words td_philox4x32_10(td_random_words counter, uint32_t key0, uint32_t key1)
 {
     td_random_words c = counter;
     for (int round = 0; round < 10; round++) {
@@ -30,7 +31,7 @@ static inline td_random_words td_philox4x32_10(td_random_words counter, uint32_t
     return c;
 }
 
-static inline td_random_words td_random(uint64_t seed, int64_t position, td_random_purpose purpose)
+TD_FN td_random_words td_random(uint64_t seed, int64_t position, td_random_purpose purpose)
 {
     td_random_words counter = {
         {(uint32_t)(uint64_t)position, (uint32_t)((uint64_t)position >> 32), (uint32_t)purpose, 0}};
@@ -38,14 +39,14 @@ static inline td_random_words td_random(uint64_t seed, int64_t position, td_rand
 }
 
 /* 64 uniform bits. */
-static inline uint64_t td_random_u64(uint64_t seed, int64_t position, td_random_purpose purpose)
+TD_FN uint64_t td_random_u64(uint64_t seed, int64_t position, td_random_purpose purpose)
 {
     td_random_words w = td_random(seed, position, purpose);
     return (uint64_t)w.x[1] << 32 | w.x[0];
 }
 
 /* floor( r * n / 2^64 ): a uniform integer below n, from 64 uniform bits. */
-static inline uint64_t td_random_below(uint64_t r, uint64_t n)
+TD_FN uint64_t td_random_below(uint64_t r, uint64_t n)
 {
     uint64_t r0 = r & 0xffffffffu, r1 = r >> 32, n0 = n & 0xffffffffu, n1 = n >> 32;
     uint64_t mid = r1 * n0 + ((r0 * n0) >> 32);

@@ -11,6 +11,7 @@
 #define TD_KERNELS_SHAPES_H
 #include "common/base/status.h"
 #include "common/device/device.h"
+#include "kernels/fn.h"
 
 #include <stddef.h>
 #include <stdint.h>
@@ -19,12 +20,12 @@ typedef enum { TD_F32, TD_BF16, TD_E4M3 } td_dtype;
 
 #define TD_QUANT_GROUP 128 /* AQ_128; weight blocks are 128x128 */
 
-static inline size_t td_dtype_bytes(td_dtype dtype)
+TD_FN size_t td_dtype_bytes(td_dtype dtype)
 {
     return dtype == TD_F32 ? 4 : dtype == TD_BF16 ? 2 : 1;
 }
 
-static inline int td_ceil_div(int a, int b)
+TD_FN int td_ceil_div(int a, int b)
 {
     return (a + b - 1) / b;
 }

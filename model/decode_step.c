@@ -3,8 +3,12 @@
 #include "model/forward.h"
 #include "model/inbox.h"
 
+#include "common/base/clock.h"
+
 #include <stdlib.h>
 #include <string.h>
+
+#define MAX_BUCKETS 17 /* 65536 sequences */
 
 typedef struct { /* a sequence between steps */
     int used, done;
@@ -50,6 +54,10 @@ struct td_decode {
     int32_t *target;       /* [B, N] */
     int32_t *n_accepted;   /* [B] */
     int32_t *result;       /* host: [max_rows] targets, then [max_seqs] counts */
+    /* Recorded steps; none: steps are enqueued operation by operation. */
+    td_graph *graphs[MAX_BUCKETS]; /* [n_graphs] for 2^i sequences */
+    int32_t n_graphs;
+    td_decode_graphs report;
 };
 
 uint32_t td_decode_pages(int32_t prompt_len, int32_t max_new_tokens, uint32_t max_drafts)
@@ -61,6 +69,15 @@ uint32_t td_decode_pages(int32_t prompt_len, int32_t max_new_tokens, uint32_t ma
 static int32_t round_up(int32_t n, int32_t step)
 {
     return step > 1 ? (n + step - 1) / step * step : n;
+}
+
+/* The smallest b with 2^b >= n. */
+static int32_t bucket_of(int32_t n)
+{
+    int32_t b = 0;
+    while (1 << b < n)
+        b++;
+    return b;
 }
 
 static void carve(td_decode *d)
@@ -86,6 +103,7 @@ static td_status alloc_all(td_decode *d, td_err *err)
     size_t rows = (size_t)f->max_rows, seqs = (size_t)round_up(d->max_seqs, d->pad_seqs);
     size_t vocab = (size_t)f->w->config.vocab_size, i32 = sizeof(int32_t);
     size_t state = (size_t)f->w->config.hidden_size * f->act_bytes;
+    void *result = NULL;
     td_status st;
     carve(d);
     if ((st = td_inbox_alloc(&d->in, &f->pool, err)) < 0)
@@ -109,11 +127,16 @@ static td_status alloc_all(td_decode *d, td_err *err)
     d->seqs = calloc((size_t)d->max_seqs, sizeof(*d->seqs));
     d->batch = calloc((size_t)d->max_seqs, sizeof(*d->batch));
     d->pages = calloc((size_t)d->max_seqs * (size_t)d->max_pages, sizeof(*d->pages));
-    d->result = calloc(rows + seqs, sizeof(*d->result));
-    if (d->seqs == NULL || d->batch == NULL || d->pages == NULL || d->result == NULL)
+    st = td_device_alloc_host(f->device, (rows + seqs) * sizeof(*d->result), &result, err);
+    if (st < 0)
+        return st;
+    d->result = result;
+    if (d->seqs == NULL || d->batch == NULL || d->pages == NULL)
         return td_fail(err, TD_NOMEM, "decode: no memory for %d sequences", d->max_seqs);
     return TD_OK;
 }
+
+static td_status record_all(td_decode *d, td_err *err);
 
 td_status td_decode_create(const td_engine_config *config, uint32_t max_seqs, uint32_t max_drafts,
                            uint32_t pad_seqs, td_decode **out, td_err *err)
@@ -132,12 +155,14 @@ td_status td_decode_create(const td_engine_config *config, uint32_t max_seqs, ui
         return td_fail(err, TD_NOMEM, "decode: no memory");
     d->max_seqs = (int32_t)max_seqs;
     d->max_drafts = (int32_t)max_drafts;
-    d->pad_seqs = (int32_t)pad_seqs;
+    d->pad_seqs = config->graphs ? 1 << bucket_of((int32_t)max_seqs) : (int32_t)pad_seqs;
     d->max_pages = (int32_t)((config->max_context + TD_KV_PAGE_ROWS - 1) / TD_KV_PAGE_ROWS);
     int32_t rows = round_up(d->max_seqs, d->pad_seqs) * (d->max_drafts + 1);
     td_status st = td_forward_init(&d->f, config, rows, err);
     if (st == TD_OK)
         st = alloc_all(d, err);
+    if (st == TD_OK && config->graphs)
+        st = record_all(d, err);
     if (st == TD_OK)
         *out = d;
     else
@@ -154,7 +179,10 @@ void td_decode_destroy(td_decode *decode)
     free(decode->seqs);
     free(decode->batch);
     free(decode->pages);
-    free(decode->result);
+    for (int32_t i = 0; i < MAX_BUCKETS; i++)
+        td_graph_destroy(decode->graphs[i], decode->f.stream);
+    if (decode->result != NULL)
+        td_device_free_host(decode->f.device, decode->result);
     td_forward_fini(&decode->f);
     free(decode);
 }
@@ -236,6 +264,15 @@ static int32_t slot_of(const td_decode *d, int32_t seq, int32_t position)
     return pages[position / TD_KV_PAGE_ROWS] * TD_KV_PAGE_ROWS + position % TD_KV_PAGE_ROWS;
 }
 
+/* Shapes that do not depend on what takes part. */
+static void set_fixed_shape(td_decode *d)
+{
+    d->N = d->max_drafts + 1;
+    d->E = d->max_drafts > 0 ? d->N : 0;
+    if (d->forbid.fixed)
+        d->max_len = (int32_t)d->f.max_context;
+}
+
 /* Which sequences take part, and the shapes of the step. */
 static void choose(td_decode *d)
 {
@@ -255,11 +292,9 @@ static void choose(td_decode *d)
         if (s->n_drafts > 0 && s->n_pending > d->E)
             d->E = s->n_pending;
     }
-    d->B = round_up(d->n, d->pad_seqs);
-    if (d->pad_seqs > 1) { /* fixed shapes */
-        d->N = d->max_drafts + 1;
-        d->E = d->max_drafts > 0 ? d->N : 0;
-    }
+    d->B = d->n_graphs > 0 ? 1 << bucket_of(d->n) : round_up(d->n, d->pad_seqs);
+    if (d->pad_seqs > 1 || d->n_graphs > 0)
+        set_fixed_shape(d);
 }
 
 /* Every row is padding until fill_sequence() says otherwise. */
@@ -400,21 +435,18 @@ static td_status judge(td_decode *d)
     td_forward *f = &d->f;
     const td_in_sampling *s = &d->sampling;
     int32_t n = d->B * d->N, vocab = f->w->config.vocab_size;
-    const uint8_t *mask = NULL;
-    TD_TRY(td_forbid_mask_send(&d->forbid, f->stream, &mask));
     TD_OP(f, sample, .logits = d->logits, .temperature = s->temperature.dev, .top_p = s->top_p.dev,
           .top_k = s->top_k.dev, .seed = s->seed.dev, .position = s->position.dev,
-          .forbid_ids_mask = mask, .token = d->target, .T = n, .V = vocab, .stride = vocab);
+          .forbid_ids_mask = td_forbid_mask_get(&d->forbid), .token = d->target, .T = n, .V = vocab,
+          .stride = vocab);
     TD_OP(f, accept, .target = d->target, .draft = d->drafts, .n_drafts = d->n_drafts.dev,
           .n_accepted = d->n_accepted, .B = d->B, .N = d->N);
     return TD_OK;
 }
 
-static td_status enqueue(td_decode *d)
+/* What a step computes, from the inbox to d->target and d->n_accepted. */
+static td_status compute(td_decode *d)
 {
-    td_forward *f = &d->f;
-    int32_t *counts = d->result + f->max_rows;
-    TD_TRY(td_inbox_send(&d->in, f->stream));
     if (d->N > 1)
         TD_TRY(extend(d));
     for (int32_t j = 0; j < d->N - 1; j++) {
@@ -423,11 +455,69 @@ static td_status enqueue(td_decode *d)
         TD_TRY(place_drafts(d, j, d->drafts, j, d->N - 1));
     }
     TD_TRY(verify(d));
-    TD_TRY(judge(d));
+    return judge(d);
+}
+
+static td_status enqueue(td_decode *d)
+{
+    td_forward *f = &d->f;
+    int32_t *counts = d->result + f->max_rows;
+    TD_TRY(td_inbox_send(&d->in, f->stream));
+    TD_TRY(td_forbid_mask_send(&d->forbid, f->stream));
+    if (d->n_graphs > 0)
+        TD_TRY(td_graph_launch(d->graphs[bucket_of(d->n)], f->stream));
+    else
+        TD_TRY(compute(d));
     TD_TRY(
         td_stream_read(f->stream, d->result, d->target, (size_t)(d->B * d->N) * sizeof(int32_t)));
     TD_TRY(td_stream_read(f->stream, counts, d->n_accepted, (size_t)d->B * sizeof(int32_t)));
     return td_stream_sync(f->stream, f->err);
+}
+
+/* A step of 2^bucket sequences that is all padding: once to let scratch grow, once recorded. */
+static td_status record(td_decode *d, int32_t bucket)
+{
+    td_forward *f = &d->f;
+    size_t n_nodes = 0;
+    d->B = 1 << bucket;
+    fill_padding(d);
+    TD_TRY(td_inbox_send(&d->in, f->stream));
+    TD_TRY(compute(d));
+    TD_TRY(td_stream_sync(f->stream, f->err));
+    TD_TRY(td_graph_begin(f->stream, f->err));
+    td_status st = compute(d),
+              ended = td_graph_end(f->stream, &d->graphs[bucket], &n_nodes, f->err);
+    d->report.n_nodes = (uint32_t)n_nodes; /* of the last one, the largest batch */
+    d->report.n_graphs += ended == TD_OK;
+    return st < 0 ? st : ended;
+}
+
+/* Steps for 1, 2, 4, .. sequences, up to max_seqs. */
+static td_status record_all(td_decode *d, td_err *err)
+{
+    td_err local;
+    const int64_t start = td_now_ns();
+    const uint64_t free_before = td_device_free_bytes(d->f.device);
+    d->f.err = err == NULL ? &local : err;
+    d->f.err->status = TD_OK;
+    d->forbid.fixed = 1;
+    set_fixed_shape(d);
+    const int32_t n = bucket_of(d->max_seqs) + 1;
+    for (int32_t bucket = n - 1; bucket >= 0; bucket--) { /* the largest need for scratch first */
+        td_status st = record(d, bucket);
+        if (st < 0)
+            return d->f.err->status < 0 ? st : td_forward_failed(&d->f, "recording", st);
+    }
+    d->n_graphs = n;
+    const uint64_t free_after = td_device_free_bytes(d->f.device);
+    d->report.n_bytes = free_before > free_after ? free_before - free_after : 0;
+    d->report.took_ns = td_now_ns() - start;
+    return TD_OK;
+}
+
+const td_decode_graphs *td_decode_graphs_report(const td_decode *decode)
+{
+    return &decode->report;
 }
 
 /* Takes over what was accepted of batch row b. */

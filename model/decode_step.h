@@ -11,6 +11,14 @@
 
 typedef struct td_decode td_decode;
 
+/* What recording the steps took (config->graphs): one for 1, 2, 4, .. sequences, with all drafts.
+ */
+typedef struct {
+    uint32_t n_graphs, n_nodes; /* n_nodes: operations in the largest */
+    uint64_t n_bytes;           /* of device memory, scratch included */
+    int64_t took_ns;
+} td_decode_graphs;
+
 typedef struct {
     int32_t prompt_len;  /* positions 0..prompt_len-1 are in the target's cache, 0..prompt_len-2 in
                             the draft layer's; >= 1 */
@@ -36,7 +44,8 @@ typedef struct {
 uint32_t td_decode_pages(int32_t prompt_len, int32_t max_new_tokens, uint32_t max_drafts);
 
 /* max_drafts: k; 0 needs no draft layer. pad_rows: the batch is padded to a multiple of so many
- * sequences (fixed shapes for graphs); 0 or 1: not at all. */
+ * sequences (fixed shapes); 0 or 1: not at all. With config->graphs it is padded to a power of two,
+ * and the steps are recorded here. */
 td_status td_decode_create(const td_engine_config *config, uint32_t max_seqs, uint32_t max_drafts,
                            uint32_t pad_seqs, td_decode **out, td_err *err);
 void td_decode_destroy(td_decode *decode); /* NULL is fine */
@@ -50,5 +59,6 @@ td_status td_decode_run(td_decode *decode, td_decode_result *results, uint32_t *
                         td_err *err);
 /* For tests: logits [n_drafted + 1, V] of the slot's rows in the last step. */
 td_status td_decode_read_logits(td_decode *decode, uint32_t slot, float *logits, td_err *err);
+const td_decode_graphs *td_decode_graphs_report(const td_decode *decode); /* zeros: none */
 uint32_t td_decode_active(const td_decode *decode); /* sequences that are not done */
 #endif

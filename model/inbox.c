@@ -50,17 +50,21 @@ td_in_sampling td_inbox_sampling(td_inbox *in, int64_t n)
 
 td_status td_inbox_alloc(td_inbox *in, td_device_pool *pool, td_err *err)
 {
-    in->host = calloc(1, in->n_bytes);
+    void *host = NULL;
+    in->device = pool->device;
+    td_status st = td_device_alloc_host(in->device, in->n_bytes, &host, err);
+    if (st < 0)
+        return st;
+    in->host = host;
     in->dev = td_device_pool_alloc(pool, in->n_bytes, err);
-    if (in->host == NULL)
-        return td_fail(err, TD_NOMEM, "engine: no memory for %zu bytes of input", in->n_bytes);
     in->n_bytes = 0;
     return pool->st;
 }
 
 void td_inbox_free(td_inbox *in)
 {
-    free(in->host);
+    if (in->host != NULL)
+        td_device_free_host(in->device, in->host);
     in->host = NULL;
 }
 
@@ -121,8 +125,15 @@ void td_forbid_mask_set(td_forbid_mask *mask, int64_t row, const td_sampling *sa
     }
 }
 
-td_status td_forbid_mask_send(td_forbid_mask *mask, td_stream *stream, const uint8_t **out)
+td_status td_forbid_mask_send(td_forbid_mask *mask, td_stream *stream)
 {
-    *out = mask->dirty ? mask->dev : NULL;
-    return mask->dirty ? td_stream_write(stream, mask->dev, mask->host, mask->n_bytes) : TD_OK;
+    if (!mask->dirty && !(mask->fixed && mask->on_device))
+        return TD_OK;
+    mask->on_device = mask->dirty;
+    return td_stream_write(stream, mask->dev, mask->host, mask->n_bytes);
+}
+
+const uint8_t *td_forbid_mask_get(const td_forbid_mask *mask)
+{
+    return mask->dirty || mask->fixed ? mask->dev : NULL;
 }

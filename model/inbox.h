@@ -9,6 +9,7 @@
 typedef struct {
     unsigned char *host, *dev; /* [n_bytes]; NULL while sizes are only counted */
     size_t n_bytes;
+    td_device *device; /* of the memory */
 } td_inbox;
 
 typedef struct { /* one array, on both sides */
@@ -46,7 +47,9 @@ void td_in_sampling_set(const td_in_sampling *s, int64_t i, const td_sampling *s
 typedef struct {
     uint8_t *host, *dev;
     size_t row_bytes, n_bytes;
-    int dirty; /* some bit of host is set */
+    int dirty;     /* some bit of host is set */
+    int on_device; /* some bit of dev is set */
+    int fixed;     /* a recorded step reads dev, always */
 } td_forbid_mask;
 td_status td_forbid_mask_alloc(td_forbid_mask *mask, int64_t n_rows, int32_t vocab_size,
                                td_device_pool *pool, td_err *err);
@@ -55,6 +58,8 @@ void td_forbid_mask_clear(td_forbid_mask *mask);
 /* Sets the row's bits when its token, the n_before-th of the request from 0, may not end it. */
 void td_forbid_mask_set(td_forbid_mask *mask, int64_t row, const td_sampling *sampling,
                         int32_t n_before);
-/* Device pointer for the sampler, or NULL when nothing is forbidden. */
-td_status td_forbid_mask_send(td_forbid_mask *mask, td_stream *stream, const uint8_t **out);
+/* Brings dev up to date where it is read. */
+td_status td_forbid_mask_send(td_forbid_mask *mask, td_stream *stream);
+/* Device pointer for the sampler, or NULL when nothing is forbidden and the step is not fixed. */
+const uint8_t *td_forbid_mask_get(const td_forbid_mask *mask);
 #endif

@@ -280,8 +280,8 @@ static td_status draw(td_prefill *p, const void *last)
     const td_in_sampling *s = &p->sampling;
     int32_t vocab = f->w->config.vocab_size;
     size_t row = (size_t)f->w->config.hidden_size * f->act_bytes;
-    const uint8_t *mask = NULL;
-    TD_TRY(td_forbid_mask_send(&p->forbid, f->stream, &mask));
+    const uint8_t *mask = td_forbid_mask_get(&p->forbid);
+    TD_TRY(td_forbid_mask_send(&p->forbid, f->stream));
     for (int32_t i = 0; i < p->n_ended; i += f->tile) {
         int32_t n = p->n_ended - i < f->tile ? p->n_ended - i : f->tile;
         TD_TRY(td_forward_head(f, (const char *)last + (size_t)i * row, n, p->logits));

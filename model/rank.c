@@ -12,18 +12,35 @@ td_kv_dtype td_rank_kv_dtype(td_rank_kv knob, int precise)
     }
 }
 
+/* The pages: host memory of the slab's own; or the GPU's, and a page-locked slab beside it. */
+static td_status open_slab(td_rank *rank, const td_rank_options *o, td_err *err)
+{
+    if (o->backend == TD_BACKEND_CPU)
+        return td_kv_slab_init(&rank->slab, o->layout, o->n_pages, o->poison, err);
+    size_t n_bytes = td_kv_slab_bytes(o->layout, o->n_pages);
+    td_status st = td_device_alloc(rank->device, n_bytes, &rank->kv, err);
+    if (st == TD_OK)
+        st = td_device_alloc_host(rank->device, n_bytes, &rank->staging, err);
+    return st == TD_OK ? td_kv_slab_init_in(&rank->slab, o->layout, o->n_pages, o->poison,
+                                            rank->staging, err)
+                       : st;
+}
+
 td_status td_rank_open(td_rank *rank, const td_rank_options *o, td_err *err)
 {
     td_weights_options weights = {.precise = o->precise,
                                   .moe = o->moe,
                                   .rank = (int32_t)o->rank,
                                   .n_ranks = (int32_t)o->n_ranks};
-    rank->ops = td_ops_cpu();
-    td_status st = td_device_open_cpu(o->n_threads, o->spin_us, &rank->device, err);
+    td_backend_options backend = {o->backend, o->n_threads, o->spin_us, o->gpu};
+    if (o->backend == TD_BACKEND_CUDA && o->n_ranks > 1)
+        return td_fail(err, TD_UNSUPPORTED, "backend cuda: %u ranks: only one is supported yet",
+                       o->n_ranks);
+    td_status st = td_backend_open(&backend, &rank->device, &rank->ops, err);
     if (st == TD_OK)
         st = td_weights_load(o->ckpt, o->config, &weights, rank->device, &rank->weights, err);
     if (st == TD_OK)
-        st = td_kv_slab_init(&rank->slab, o->layout, o->n_pages, o->poison, err);
+        st = open_slab(rank, o, err);
     if (st != TD_OK)
         td_rank_close(rank);
     return st;
@@ -32,9 +49,45 @@ td_status td_rank_open(td_rank *rank, const td_rank_options *o, td_err *err)
 void td_rank_close(td_rank *rank)
 {
     td_kv_slab_fini(&rank->slab);
+    if (rank->device != NULL) {
+        td_device_free(rank->device, rank->kv);
+        td_device_free_host(rank->device, rank->staging);
+    }
     td_weights_destroy(rank->weights);
     td_device_close(rank->device);
     memset(rank, 0, sizeof(*rank));
+}
+
+const char *td_rank_kv_path(const td_rank *rank)
+{
+    return rank->kv != NULL ? "staged" : "in-place";
+}
+
+td_status td_rank_zero_page(const td_rank *rank, uint32_t page)
+{
+    uint64_t stride = rank->slab.page_stride;
+    if (rank->kv == NULL)
+        return TD_OK;
+    return td_stream_fill(td_device_stream(rank->device), (unsigned char *)rank->kv + page * stride,
+                          0, stride);
+}
+
+td_status td_rank_stage_out(const td_rank *rank, uint32_t page, uint64_t offset, uint64_t n_bytes)
+{
+    uint64_t at = page * rank->slab.page_stride + offset;
+    if (rank->kv == NULL)
+        return TD_OK;
+    return td_stream_read(td_device_stream(rank->device), rank->slab.base + at,
+                          (const unsigned char *)rank->kv + at, n_bytes);
+}
+
+td_status td_rank_stage_in(const td_rank *rank, uint32_t page)
+{
+    uint64_t stride = rank->slab.page_stride, at = page * stride;
+    if (rank->kv == NULL)
+        return TD_OK;
+    return td_stream_write(td_device_stream(rank->device), (unsigned char *)rank->kv + at,
+                           rank->slab.base + at, stride);
 }
 
 td_engine_config td_rank_engine(const td_rank *rank, const td_kv_layout *layout, td_comm *comm)
@@ -45,9 +98,10 @@ td_engine_config td_rank_engine(const td_rank *rank, const td_kv_layout *layout,
         .device = rank->device,
         .comm = comm,
         .layout = layout,
-        .kv_base = rank->slab.base,
+        .kv_base = rank->kv != NULL ? rank->kv : rank->slab.base,
         .n_pages = rank->slab.n_pages,
         .max_context = (uint32_t)rank->weights->config.max_positions,
+        .graphs = td_device_records(rank->device),
     };
 }
 

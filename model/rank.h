@@ -3,7 +3,7 @@
 #ifndef TD_MODEL_RANK_H
 #define TD_MODEL_RANK_H
 #include "common/kv/slab.h"
-#include "kernels/ops.h"
+#include "kernels/backend.h"
 #include "model/engine.h"
 
 typedef struct {
@@ -13,12 +13,17 @@ typedef struct {
     int precise, poison;
     td_moe_mode moe;
     uint32_t rank, n_ranks, n_threads, spin_us, n_pages;
+    td_backend_kind backend; /* cuda: one rank only yet */
+    uint32_t gpu;
 } td_rank_options;
 
 typedef struct {
     td_device *device;
     td_weights *weights;
-    td_kv_slab slab;
+    td_kv_slab slab; /* what peers read and write: host memory */
+    /* cuda: the pages that kernels use; slab is a page-locked copy of them, kept up by
+     * td_rank_stage_*(). NULL: kernels use the slab itself. */
+    void *kv, *staging;
     const td_ops *ops;
 } td_rank;
 
@@ -32,6 +37,16 @@ void td_rank_close(td_rank *rank); /* zeroed is fine */
 /* The engine's view of it; comm NULL for a single rank. Fields that are the caller's choice stay 0.
  */
 td_engine_config td_rank_engine(const td_rank *rank, const td_kv_layout *layout, td_comm *comm);
+/* How pages get from and to the transfer layer: "in-place", or "staged" through host memory. */
+const char *td_rank_kv_path(const td_rank *rank);
+/* A page that is given out: zeros where kernels see it, so that unused slots travel as zeros. The
+ * slab's own side is td_kv_slab_open()'s. This and the next two are enqueued on the rank's stream,
+ * and do nothing where kernels use the slab itself. */
+td_status td_rank_zero_page(const td_rank *rank, uint32_t page);
+/* Bytes of a page from the GPU to the slab, before peers may read them. */
+td_status td_rank_stage_out(const td_rank *rank, uint32_t page, uint64_t offset, uint64_t n_bytes);
+/* A page that arrived in the slab to the GPU, before kernels read it. */
+td_status td_rank_stage_in(const td_rank *rank, uint32_t page);
 /* Threads of each of n ranks when n_threads (0: all CPUs of this process) serve all of them; at
  * least 1. */
 uint32_t td_rank_threads(uint32_t n_threads, uint32_t n_ranks);

@@ -99,6 +99,9 @@ static void take_ready(td_prefill_engine *e, const td_rank_event *event)
     td_fingerprint_run(&e->fingerprint, &e->layout, e->conf.conf->w.precise,
                        e->conf.conf->w.draft_prenorm);
     td_fingerprint_set(&e->fingerprint, "protocol", "%u", TD_XFER_PROTOCOL);
+    for (uint32_t r = 0; r < e->n_ranks; r++)
+        td_info("prefill.device", "rank=%u device=\"%s\" kv=%s", r,
+                td_device_name(e->ranks[r].self.device), td_rank_kv_path(&e->ranks[r].self));
     if (open_xfers(e, &err) != TD_OK)
         fatal(e, &err);
     else
@@ -288,7 +291,9 @@ static td_status start_rank(td_prefill_engine *e, uint32_t r, td_err *err)
                                    .n_ranks = e->n_ranks,
                                    .n_threads = td_rank_threads(c->w.threads, e->n_ranks),
                                    .spin_us = c->w.spin_us,
-                                   .n_pages = c->w.kv_pages};
+                                   .n_pages = c->w.kv_pages,
+                                   .backend = (td_backend_kind)c->w.backend,
+                                   .gpu = c->w.gpu};
     t->model_dir = c->w.model;
     t->split = (td_cp_split)c->split;
     t->draft_prenorm = c->w.draft_prenorm;
@@ -298,6 +303,7 @@ static td_status start_rank(td_prefill_engine *e, uint32_t r, td_err *err)
     t->spin_ns = (int64_t)c->w.spin_us * 1000;
     t->blobs = e->blobs;
     t->blob_bytes = e->blob_bytes;
+    t->n_blobs = e->n_blobs;
     t->comm = e->comm;
     t->fingerprint = r == 0 ? &e->fingerprint : NULL;
     t->progress = td_serve_add_engine(e->conf.serve, r < 4 ? names[r] : "rank");

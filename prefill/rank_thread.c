@@ -85,13 +85,17 @@ static td_status checksum(td_rank_thread *t, uint32_t first_layer, uint32_t last
     td_stream *stream = td_device_stream(t->self.device);
     int32_t *ids = (int32_t *)crc; /* same size; ids are read before sums are written */
     uint32_t n = own_pages(t, ids);
-    td_page_crc_args args = {.base = t->self.slab.base,
+    td_page_crc_args args = {.base = t->self.kv != NULL ? t->self.kv : t->self.slab.base,
                              .pages = t->page_ids,
                              .crc = t->page_crc,
                              .page_stride = t->self.slab.page_stride,
                              .n = (int)n};
     td_kv_layout_range(t->options.layout, first_layer, last_layer, &args.offset, &args.n_bytes);
-    td_status st = td_stream_write(stream, t->page_ids, ids, n * sizeof(*ids));
+    td_status st = TD_OK;
+    for (uint32_t i = 0; i < n && st == TD_OK; i++)
+        st = td_rank_stage_out(&t->self, (uint32_t)ids[i], args.offset, args.n_bytes);
+    if (st == TD_OK)
+        st = td_stream_write(stream, t->page_ids, ids, n * sizeof(*ids));
     if (st == TD_OK)
         st = t->self.ops->page_crc(&args, stream);
     if (st == TD_OK)
@@ -133,10 +137,27 @@ static td_status open_pages(td_rank_thread *t, const td_step_seq *seq, td_err *e
     td_step_pages(seq->start, seq->n_tokens, &first, &last);
     for (uint32_t p = first; p < last; p++) {
         td_status st = td_kv_slab_open(&t->self.slab, seq_pages(seq)[p], err);
+        if (st == TD_OK)
+            st = td_rank_zero_page(&t->self, seq_pages(seq)[p]);
         if (st != TD_OK)
             return st;
     }
     return TD_OK;
+}
+
+/* The states that this step left in device memory to where the transfer thread reads them. */
+static td_status fetch_blobs(td_rank_thread *t, const td_prefill_seq *seqs, td_err *err)
+{
+    td_stream *stream = td_device_stream(t->self.device);
+    td_status st = TD_OK;
+    for (uint32_t i = 0; t->states != t->blobs && i < t->head->n_seqs && st == TD_OK; i++) {
+        const unsigned char *state = seqs[i].hidden_out;
+        if (state != NULL)
+            st = td_stream_read(stream, t->blobs + (state - t->states), state, t->blob_bytes);
+    }
+    if (st == TD_OK)
+        st = td_stream_sync(stream, err);
+    return st;
 }
 
 static td_status run_step(td_rank_thread *t, int32_t *first_tokens, td_err *err)
@@ -156,7 +177,7 @@ static td_status run_step(td_rank_thread *t, int32_t *first_tokens, td_err *err)
             .n_pages = seq->n_pages,
             .sampling = seq->ends ? &seq->sampling : NULL,
             .hidden_out = seq->blob_slot >= 0 && t->rank == 0 && seq->ends
-                              ? t->blobs + (size_t)seq->blob_slot * t->blob_bytes
+                              ? t->states + (size_t)seq->blob_slot * t->blob_bytes
                               : NULL,
         };
     }
@@ -165,6 +186,8 @@ static td_status run_step(td_rank_thread *t, int32_t *first_tokens, td_err *err)
     t->group_first = 0;
     t->hook_status = TD_OK;
     td_status st = td_prefill_run(t->prefill, &batch, first_tokens, err);
+    if (st == TD_OK)
+        st = fetch_blobs(t, seqs, err);
     if (st == TD_OK && t->hook_status != TD_OK) {
         *err = t->hook_err;
         st = t->hook_status;
@@ -213,6 +236,9 @@ static td_status boot(td_rank_thread *t, td_err *err)
         st = td_device_alloc(t->self.device, n * sizeof(*t->page_ids), (void **)&t->page_ids, err);
     if (st == TD_OK)
         st = td_device_alloc(t->self.device, n * sizeof(*t->page_crc), (void **)&t->page_crc, err);
+    t->states = t->blobs;
+    if (st == TD_OK && t->self.kv != NULL && t->rank == 0)
+        st = td_device_alloc(t->self.device, t->n_blobs * t->blob_bytes, (void **)&t->states, err);
     if (st == TD_OK && t->fingerprint != NULL)
         st = td_fingerprint_model(t->fingerprint, t->model_dir, t->options.ckpt, err);
     return st;
@@ -225,6 +251,8 @@ static void shut_down(td_rank_thread *t)
     if (t->self.device != NULL) {
         td_device_free(t->self.device, t->page_ids);
         td_device_free(t->self.device, t->page_crc);
+        if (t->states != t->blobs)
+            td_device_free(t->self.device, t->states);
     }
     /* the slab outlives the thread: the transfer thread reads it */
 }

@@ -22,7 +22,8 @@ typedef struct {
     int draft_prenorm;
     uint32_t chunk, max_batch, layer_group;
     int64_t spin_ns;
-    unsigned char *blobs; /* [.., blob_bytes] rank 0's writes go here */
+    unsigned char *blobs; /* [n_blobs, blob_bytes] rank 0's states, as readers draw them */
+    uint32_t n_blobs;
     size_t blob_bytes;
     td_comm_group *comm; /* NULL: one rank */
     td_ring *steps;      /* loop to here */
@@ -33,7 +34,8 @@ typedef struct {
     /* the thread's own until it is ready; then the slab is read by the transfer thread, too */
     td_rank self;
     td_prefill *prefill;
-    int32_t *page_ids; /* device, [max pages of a step] */
+    unsigned char *states; /* [n_blobs, blob_bytes] device; the blobs themselves on the CPU */
+    int32_t *page_ids;     /* device, [max pages of a step] */
     uint32_t *page_crc;
     uint64_t step; /* of the hook */
     const td_step_head *head;

@@ -5,7 +5,7 @@ import subprocess
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 NOT_OURS = ("build", "run", ".git", ".cache", "__pycache__")
-CODE = (".c", ".h", ".cu")
+CODE = (".c", ".h", ".cu", ".cuh")
 
 
 def all_files():

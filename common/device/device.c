@@ -5,15 +5,122 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/device/class.h"
 #include "common/device/team.h"
 
 #define ALIGN 64U
 #define MAX_THREADS 1024U
 
-struct td_device {
-    td_stream *stream;
-    char name[64];
-};
+/* ---- whichever form ---- */
+
+static const td_device_class *class_of(const td_stream *stream)
+{
+    return ((const td_stream_head *)(const void *)stream)->class_;
+}
+
+static td_device_head *head_of(td_device *device)
+{
+    return (td_device_head *)(void *)device;
+}
+
+void td_device_close(td_device *device)
+{
+    if (device != NULL)
+        head_of(device)->class_->close(device);
+}
+
+td_stream *td_device_stream(td_device *device)
+{
+    return head_of(device)->stream;
+}
+
+const char *td_device_name(const td_device *device)
+{
+    return ((const td_device_head *)(const void *)device)->name;
+}
+
+td_status td_device_alloc(td_device *device, size_t n_bytes, void **out, td_err *err)
+{
+    return head_of(device)->class_->alloc(device, n_bytes, out, err);
+}
+
+void td_device_free(td_device *device, void *ptr)
+{
+    if (ptr != NULL)
+        head_of(device)->class_->free(device, ptr);
+}
+
+td_status td_device_alloc_host(td_device *device, size_t n_bytes, void **out, td_err *err)
+{
+    return head_of(device)->class_->alloc_host(device, n_bytes, out, err);
+}
+
+void td_device_free_host(td_device *device, void *ptr)
+{
+    if (ptr != NULL)
+        head_of(device)->class_->free_host(device, ptr);
+}
+
+uint64_t td_device_free_bytes(td_device *device)
+{
+    return head_of(device)->class_->free_bytes(device);
+}
+
+td_status td_stream_write(td_stream *stream, void *dst_device, const void *src_host, size_t n_bytes)
+{
+    return class_of(stream)->write(stream, dst_device, src_host, n_bytes);
+}
+
+td_status td_stream_read(td_stream *stream, void *dst_host, const void *src_device, size_t n_bytes)
+{
+    return class_of(stream)->read(stream, dst_host, src_device, n_bytes);
+}
+
+td_status td_stream_fill(td_stream *stream, void *dst_device, int byte, size_t n_bytes)
+{
+    return class_of(stream)->fill(stream, dst_device, byte, n_bytes);
+}
+
+td_status td_stream_copy(td_stream *stream, void *dst_device, const void *src_device,
+                         size_t n_bytes)
+{
+    return class_of(stream)->copy(stream, dst_device, src_device, n_bytes);
+}
+
+td_status td_stream_sync(td_stream *stream, td_err *err)
+{
+    return class_of(stream)->sync(stream, err);
+}
+
+int td_device_records(const td_device *device)
+{
+    return ((const td_device_head *)(const void *)device)->class_->graph_begin != NULL;
+}
+
+td_status td_graph_begin(td_stream *stream, td_err *err)
+{
+    if (class_of(stream)->graph_begin == NULL)
+        return td_fail(err, TD_UNSUPPORTED, "this device cannot record steps");
+    return class_of(stream)->graph_begin(stream, err);
+}
+
+td_status td_graph_end(td_stream *stream, td_graph **out, size_t *n_nodes, td_err *err)
+{
+    return class_of(stream)->graph_end(stream, out, n_nodes, err);
+}
+
+td_status td_graph_launch(td_graph *graph, td_stream *stream)
+{
+    return class_of(stream)->graph_launch(graph, stream);
+}
+
+void td_graph_destroy(td_graph *graph, td_stream *stream)
+{
+    if (graph != NULL)
+        class_of(stream)->graph_destroy(graph);
+}
+
+/* ---- the CPU form ---- */
 
 uint32_t td_device_cpus(void)
 {
@@ -24,48 +131,15 @@ uint32_t td_device_cpus(void)
     return n > 0 ? (uint32_t)n : 1;
 }
 
-td_status td_device_open_cpu(uint32_t n_threads, uint32_t spin_us, td_device **out, td_err *err)
+static void cpu_close(td_device *device)
 {
-    static const char *const isa_names[] = {"portable", "avx2", "avx512"};
-    if (n_threads > MAX_THREADS)
-        return td_fail(err, TD_INVALID, "device: %u threads, at most %u", n_threads, MAX_THREADS);
-    if (n_threads == 0)
-        n_threads = td_device_cpus();
-    td_device *device = calloc(1, sizeof(*device));
-    if (device == NULL)
-        return td_fail(err, TD_NOMEM, "device: no memory");
-    td_status st = td_team_create(n_threads, spin_us, &device->stream, err);
-    if (st < 0) {
-        td_device_close(device);
-        return st;
-    }
-    snprintf(device->name, sizeof(device->name), "cpu (%u thread%s, %s)", n_threads,
-             n_threads == 1 ? "" : "s", isa_names[td_cpu_isa(device->stream)]);
-    *out = device;
-    return TD_OK;
-}
-
-void td_device_close(td_device *device)
-{
-    if (device == NULL)
-        return;
-    td_team_destroy(device->stream);
+    td_team_destroy(head_of(device)->stream);
     free(device);
-}
-
-td_stream *td_device_stream(td_device *device)
-{
-    return device->stream;
-}
-
-const char *td_device_name(const td_device *device)
-{
-    return device->name;
 }
 
 /* calloc, so that big allocations come as zero pages; what calloc returned stands in the eight
  * bytes before *out. */
-td_status td_device_alloc(td_device *device, size_t n_bytes, void **out, td_err *err)
+static td_status cpu_alloc(td_device *device, size_t n_bytes, void **out, td_err *err)
 {
     (void)device;
     void *base = NULL;
@@ -79,36 +153,23 @@ td_status td_device_alloc(td_device *device, size_t n_bytes, void **out, td_err 
     return TD_OK;
 }
 
-void td_device_free(td_device *device, void *ptr)
+static void cpu_free(td_device *device, void *ptr)
 {
     (void)device;
-    if (ptr == NULL)
-        return;
     void *base;
     memcpy(&base, (unsigned char *)ptr - sizeof(base), sizeof(base));
     free(base);
 }
 
-td_status td_stream_copy(td_stream *stream, void *dst_device, const void *src_device,
-                         size_t n_bytes)
+static td_status cpu_copy(td_stream *stream, void *dst, const void *src, size_t n_bytes)
 {
     (void)stream;
     if (n_bytes > 0)
-        memmove(dst_device, src_device, n_bytes);
+        memmove(dst, src, n_bytes);
     return TD_OK;
 }
 
-td_status td_stream_write(td_stream *stream, void *dst_device, const void *src_host, size_t n_bytes)
-{
-    return td_stream_copy(stream, dst_device, src_host, n_bytes);
-}
-
-td_status td_stream_read(td_stream *stream, void *dst_host, const void *src_device, size_t n_bytes)
-{
-    return td_stream_copy(stream, dst_host, src_device, n_bytes);
-}
-
-td_status td_stream_fill(td_stream *stream, void *dst_device, int byte, size_t n_bytes)
+static td_status cpu_fill(td_stream *stream, void *dst_device, int byte, size_t n_bytes)
 {
     (void)stream;
     if (n_bytes > 0)
@@ -116,9 +177,51 @@ td_status td_stream_fill(td_stream *stream, void *dst_device, int byte, size_t n
     return TD_OK;
 }
 
-td_status td_stream_sync(td_stream *stream, td_err *err)
+static td_status cpu_sync(td_stream *stream, td_err *err)
 {
     (void)stream;
     (void)err;
+    return TD_OK;
+}
+
+static uint64_t cpu_free_bytes(td_device *device)
+{
+    (void)device;
+    return 0;
+}
+
+const td_device_class td_cpu_class = {
+    .close = cpu_close,
+    .alloc = cpu_alloc,
+    .free = cpu_free,
+    .alloc_host = cpu_alloc,
+    .free_host = cpu_free,
+    .free_bytes = cpu_free_bytes,
+    .write = cpu_copy,
+    .read = cpu_copy,
+    .fill = cpu_fill,
+    .copy = cpu_copy,
+    .sync = cpu_sync,
+};
+
+td_status td_device_open_cpu(uint32_t n_threads, uint32_t spin_us, td_device **out, td_err *err)
+{
+    static const char *const isa_names[] = {"portable", "avx2", "avx512"};
+    if (n_threads > MAX_THREADS)
+        return td_fail(err, TD_INVALID, "device: %u threads, at most %u", n_threads, MAX_THREADS);
+    if (n_threads == 0)
+        n_threads = td_device_cpus();
+    td_device_head *head = calloc(1, sizeof(*head));
+    if (head == NULL)
+        return td_fail(err, TD_NOMEM, "device: no memory");
+    head->class_ = &td_cpu_class;
+    td_status st = td_team_create(n_threads, spin_us, &head->stream, err);
+    if (st < 0) {
+        free(head);
+        return st;
+    }
+    snprintf(head->name, sizeof(head->name), "cpu (%u thread%s, %s)", n_threads,
+             n_threads == 1 ? "" : "s", isa_names[td_cpu_isa(head->stream)]);
+    *out = (td_device *)(void *)head;
     return TD_OK;
 }

@@ -25,6 +25,10 @@ const char *td_device_name(const td_device *device); /* "cpu (2 threads, avx512)
 td_status td_device_alloc(td_device *device, size_t n_bytes, void **out, td_err *err);
 void td_device_free(td_device *device, void *ptr); /* NULL is fine */
 
+/* Host memory that this device copies from and to without staging; zeroed, 64-byte aligned. */
+td_status td_device_alloc_host(td_device *device, size_t n_bytes, void **out, td_err *err);
+void td_device_free_host(td_device *device, void *ptr); /* NULL is fine */
+
 td_status td_stream_write(td_stream *stream, void *dst_device, const void *src_host,
                           size_t n_bytes);
 td_status td_stream_read(td_stream *stream, void *dst_host, const void *src_device, size_t n_bytes);
@@ -33,4 +37,18 @@ td_status td_stream_copy(td_stream *stream, void *dst_device, const void *src_de
                          size_t n_bytes);
 /* Waits until everything enqueued so far is done. */
 td_status td_stream_sync(td_stream *stream, td_err *err);
+
+/* A recorded step: what was enqueued between begin and end, not run but kept, and launched as one
+ * piece as often as wanted, with whatever its buffers hold then. Only devices that can (the CUDA
+ * form); the CPU form answers TD_UNSUPPORTED. Between begin and end nothing may need new scratch:
+ * the same operations, run once before, have grown it. */
+typedef struct td_graph td_graph;
+int td_device_records(const td_device *device);
+td_status td_graph_begin(td_stream *stream, td_err *err);
+/* After a failure in between as well: then *out is NULL. n_nodes: operations in it. */
+td_status td_graph_end(td_stream *stream, td_graph **out, size_t *n_nodes, td_err *err);
+td_status td_graph_launch(td_graph *graph, td_stream *stream);
+void td_graph_destroy(td_graph *graph, td_stream *stream); /* NULL is fine */
+/* Bytes of device memory that are free now; 0 where nobody counts (CPU). */
+uint64_t td_device_free_bytes(td_device *device);
 #endif

@@ -36,6 +36,7 @@ typedef struct {
  * is inside. Both orders are sequentially consistent, so no helper touches a job that has been
  * given up, and a helper that sleeps or comes late is never waited for. */
 struct td_stream {
+    td_stream_head head;
     uint32_t n_threads, n_helpers; /* n_helpers: those that were started */
     int64_t spin_ns;
     td_isa isa, best_isa;
@@ -182,6 +183,7 @@ td_status td_team_create(uint32_t n_threads, uint32_t spin_us, td_stream **out, 
     if (s == NULL)
         return td_fail(err, TD_NOMEM, "device: no memory for a stream");
     memset(s, 0, sizeof(*s));
+    s->head.class_ = &td_cpu_class;
     s->n_threads = n_threads;
     s->spin_ns = (int64_t)spin_us * 1000;
     s->isa = s->best_isa = find_isa();

@@ -9,19 +9,24 @@
  * somewhere. */
 static const unsigned char poison_bytes[8] = {0xfd, 0x7f, 0xfd, 0xff, 0xfd, 0x7f, 0xfd, 0xff};
 
-td_status td_kv_slab_init(td_kv_slab *slab, const td_kv_layout *layout, uint32_t n_pages,
-                          int poison, td_err *err)
+size_t td_kv_slab_bytes(const td_kv_layout *layout, uint32_t n_pages)
 {
-    memset(slab, 0, sizeof(*slab));
     uint64_t stride = layout->page_stride;
     if (n_pages == 0 || stride == 0 || stride > (SIZE_MAX - SLAB_ALIGN) / n_pages)
+        return 0;
+    return (size_t)((n_pages * stride + SLAB_ALIGN - 1) / SLAB_ALIGN * SLAB_ALIGN);
+}
+
+td_status td_kv_slab_init_in(td_kv_slab *slab, const td_kv_layout *layout, uint32_t n_pages,
+                             int poison, void *memory, td_err *err)
+{
+    memset(slab, 0, sizeof(*slab));
+    size_t n_bytes = td_kv_slab_bytes(layout, n_pages);
+    if (n_bytes == 0)
         return td_fail(err, TD_INVALID, "kv slab: %u pages of %llu bytes", n_pages,
-                       (unsigned long long)stride);
-    size_t n_bytes = (size_t)((n_pages * stride + SLAB_ALIGN - 1) / SLAB_ALIGN * SLAB_ALIGN);
-    slab->base = aligned_alloc(SLAB_ALIGN, n_bytes);
-    if (slab->base == NULL)
-        return td_fail(err, TD_NOMEM, "kv slab: no memory for %zu bytes", n_bytes);
-    slab->page_stride = stride;
+                       (unsigned long long)layout->page_stride);
+    slab->base = memory;
+    slab->page_stride = layout->page_stride;
     slab->n_pages = n_pages;
     slab->poison = poison;
     if (!poison)
@@ -31,9 +36,23 @@ td_status td_kv_slab_init(td_kv_slab *slab, const td_kv_layout *layout, uint32_t
     return TD_OK;
 }
 
+td_status td_kv_slab_init(td_kv_slab *slab, const td_kv_layout *layout, uint32_t n_pages,
+                          int poison, td_err *err)
+{
+    size_t n_bytes = td_kv_slab_bytes(layout, n_pages);
+    void *memory = n_bytes > 0 ? aligned_alloc(SLAB_ALIGN, n_bytes) : NULL;
+    memset(slab, 0, sizeof(*slab));
+    if (n_bytes > 0 && memory == NULL)
+        return td_fail(err, TD_NOMEM, "kv slab: no memory for %zu bytes", n_bytes);
+    td_status st = td_kv_slab_init_in(slab, layout, n_pages, poison, memory, err);
+    slab->is_owned = st == TD_OK;
+    return st;
+}
+
 void td_kv_slab_fini(td_kv_slab *slab)
 {
-    free(slab->base);
+    if (slab->is_owned)
+        free(slab->base);
     memset(slab, 0, sizeof(*slab));
 }
 

@@ -7,10 +7,12 @@
 #include "common/base/status.h"
 #include "common/kv/layout.h"
 
+#include <stddef.h>
 #include <stdint.h>
 
 typedef struct {
-    unsigned char *base; /* [n_pages, page_stride]; 4096-byte aligned; owned */
+    unsigned char *base; /* [n_pages, page_stride]; 4096-byte aligned */
+    int is_owned;        /* base is freed with the slab */
     uint64_t page_stride;
     uint32_t n_pages;
     int poison;
@@ -18,6 +20,12 @@ typedef struct {
 
 td_status td_kv_slab_init(td_kv_slab *slab, const td_kv_layout *layout, uint32_t n_pages,
                           int poison, td_err *err);
+/* The same in memory of the caller's (td_kv_slab_bytes() of it, 4096-byte aligned), which outlives
+ * the slab. */
+td_status td_kv_slab_init_in(td_kv_slab *slab, const td_kv_layout *layout, uint32_t n_pages,
+                             int poison, void *memory, td_err *err);
+/* 0: there is no such slab. */
+size_t td_kv_slab_bytes(const td_kv_layout *layout, uint32_t n_pages);
 void td_kv_slab_fini(td_kv_slab *slab); /* zeroed or half-built is fine */
 unsigned char *td_kv_slab_page(const td_kv_slab *slab, uint32_t page);
 /* Page goes back: fill with the pattern (poison on), otherwise nothing. */

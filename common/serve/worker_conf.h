@@ -10,8 +10,8 @@
 typedef struct {
     char *listen, *admin, *model;
     bool allow_plaintext, precise, draft_prenorm, allow_tcp, debug_poison;
-    int kv, transport, log_level;
-    uint32_t kv_pages, threads, max_requests, spin_us;
+    int kv, backend, transport, log_level;
+    uint32_t kv_pages, gpu, threads, max_requests, spin_us;
     char *kv_listen, *net_devices, *port_range, *debug_faults;
     int64_t drain_timeout_ms;
 } td_worker_conf;
@@ -32,6 +32,10 @@ static inline uint32_t td_worker_max_streams(const td_worker_conf *conf)
                       "allow listening on addresses other than loopback without TLS"),             \
         TD_CONF_FIELD(strct, "model", m.model, STR, NULL, NULL, NULL,                              \
                       "checkpoint folder (config.json, *.safetensors)"),                           \
+        TD_CONF_FIELD(strct, "backend", m.backend, ENUM, "cpu", "cpu|cuda", NULL,                  \
+                      "what computes; cuda: one GPU of compute capability 9.0"),                   \
+        TD_CONF_FIELD(strct, "gpu", m.gpu, U32, "0", "0", "63",                                    \
+                      "with backend cuda: which of the visible GPUs"),                             \
         TD_CONF_FIELD(strct, "precise", m.precise, BOOL, "false", NULL, NULL,                      \
                       "compute in f32 without quantising (slow; for comparisons)"),                \
         TD_CONF_FIELD(strct, "kv", m.kv, ENUM, "auto", "auto|fp8|bf16|f32", NULL,                  \

@@ -25,4 +25,5 @@ static inline int td_accept_valid(const td_accept_args *a)
 
 td_status td_accept_ref(const td_accept_args *a, td_stream *stream); /* plain judge: tests only */
 td_status td_accept_cpu(const td_accept_args *a, td_stream *stream);
+td_status td_accept_cuda(const td_accept_args *a, td_stream *stream); /* in the plug-in */
 #endif

@@ -20,4 +20,5 @@ static inline int td_argmax_valid(const td_argmax_args *a)
 
 td_status td_argmax_ref(const td_argmax_args *a, td_stream *stream); /* plain judge: tests only */
 td_status td_argmax_cpu(const td_argmax_args *a, td_stream *stream);
+td_status td_argmax_cuda(const td_argmax_args *a, td_stream *stream); /* in the plug-in */
 #endif

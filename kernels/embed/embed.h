@@ -24,4 +24,5 @@ static inline int td_embed_valid(const td_embed_args *a)
 
 td_status td_embed_ref(const td_embed_args *a, td_stream *stream); /* plain judge: tests only */
 td_status td_embed_cpu(const td_embed_args *a, td_stream *stream);
+td_status td_embed_cuda(const td_embed_args *a, td_stream *stream); /* in the plug-in */
 #endif

@@ -23,4 +23,5 @@ static inline int td_ep_plan_valid(const td_ep_plan_args *a)
 
 td_status td_ep_plan_ref(const td_ep_plan_args *a, td_stream *stream); /* plain judge: tests only */
 td_status td_ep_plan_cpu(const td_ep_plan_args *a, td_stream *stream);
+td_status td_ep_plan_cuda(const td_ep_plan_args *a, td_stream *stream); /* in the plug-in */
 #endif

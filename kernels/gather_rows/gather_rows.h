@@ -24,4 +24,5 @@ static inline int td_gather_rows_valid(const td_gather_rows_args *a)
 td_status td_gather_rows_ref(const td_gather_rows_args *a,
                              td_stream *stream); /* plain judge: tests only */
 td_status td_gather_rows_cpu(const td_gather_rows_args *a, td_stream *stream);
+td_status td_gather_rows_cuda(const td_gather_rows_args *a, td_stream *stream); /* in the plug-in */
 #endif

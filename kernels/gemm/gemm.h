@@ -45,4 +45,5 @@ static inline int td_gemm_valid(const td_gemm_args *a)
 
 td_status td_gemm_ref(const td_gemm_args *a, td_stream *stream); /* plain judge: tests only */
 td_status td_gemm_cpu(const td_gemm_args *a, td_stream *stream);
+td_status td_gemm_cuda(const td_gemm_args *a, td_stream *stream); /* in the plug-in */
 #endif

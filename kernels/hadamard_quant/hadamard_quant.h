@@ -22,4 +22,6 @@ static inline int td_hadamard_quant_valid(const td_hadamard_quant_args *a)
 td_status td_hadamard_quant_ref(const td_hadamard_quant_args *a,
                                 td_stream *stream); /* plain judge: tests only */
 td_status td_hadamard_quant_cpu(const td_hadamard_quant_args *a, td_stream *stream);
+td_status td_hadamard_quant_cuda(const td_hadamard_quant_args *a,
+                                 td_stream *stream); /* in the plug-in */
 #endif

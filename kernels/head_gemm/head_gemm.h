@@ -30,4 +30,5 @@ static inline int td_head_gemm_valid(const td_head_gemm_args *a)
 td_status td_head_gemm_ref(const td_head_gemm_args *a,
                            td_stream *stream); /* plain judge: tests only */
 td_status td_head_gemm_cpu(const td_head_gemm_args *a, td_stream *stream);
+td_status td_head_gemm_cuda(const td_head_gemm_args *a, td_stream *stream); /* in the plug-in */
 #endif

@@ -26,4 +26,6 @@ static inline int td_index_key_write_valid(const td_index_key_write_args *a)
 td_status td_index_key_write_ref(const td_index_key_write_args *a,
                                  td_stream *stream); /* plain judge: tests only */
 td_status td_index_key_write_cpu(const td_index_key_write_args *a, td_stream *stream);
+td_status td_index_key_write_cuda(const td_index_key_write_args *a,
+                                  td_stream *stream); /* in the plug-in */
 #endif

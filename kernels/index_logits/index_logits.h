@@ -30,4 +30,6 @@ static inline int td_index_logits_valid(const td_index_logits_args *a)
 td_status td_index_logits_ref(const td_index_logits_args *a,
                               td_stream *stream); /* plain judge: tests only */
 td_status td_index_logits_cpu(const td_index_logits_args *a, td_stream *stream);
+td_status td_index_logits_cuda(const td_index_logits_args *a,
+                               td_stream *stream); /* in the plug-in */
 #endif

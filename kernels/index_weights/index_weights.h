@@ -22,4 +22,6 @@ static inline int td_index_weights_valid(const td_index_weights_args *a)
 td_status td_index_weights_ref(const td_index_weights_args *a,
                                td_stream *stream); /* plain judge: tests only */
 td_status td_index_weights_cpu(const td_index_weights_args *a, td_stream *stream);
+td_status td_index_weights_cuda(const td_index_weights_args *a,
+                                td_stream *stream); /* in the plug-in */
 #endif

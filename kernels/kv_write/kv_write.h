@@ -29,4 +29,5 @@ static inline int td_kv_write_valid(const td_kv_write_args *a)
 td_status td_kv_write_ref(const td_kv_write_args *a,
                           td_stream *stream); /* plain judge: tests only */
 td_status td_kv_write_cpu(const td_kv_write_args *a, td_stream *stream);
+td_status td_kv_write_cuda(const td_kv_write_args *a, td_stream *stream); /* in the plug-in */
 #endif

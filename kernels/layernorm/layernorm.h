@@ -25,4 +25,5 @@ static inline int td_layernorm_valid(const td_layernorm_args *a)
 td_status td_layernorm_ref(const td_layernorm_args *a,
                            td_stream *stream); /* plain judge: tests only */
 td_status td_layernorm_cpu(const td_layernorm_args *a, td_stream *stream);
+td_status td_layernorm_cuda(const td_layernorm_args *a, td_stream *stream); /* in the plug-in */
 #endif

@@ -48,4 +48,5 @@ static inline int td_moe_experts_valid(const td_moe_experts_args *a)
 td_status td_moe_experts_ref(const td_moe_experts_args *a,
                              td_stream *stream); /* plain judge: tests only */
 td_status td_moe_experts_cpu(const td_moe_experts_args *a, td_stream *stream);
+td_status td_moe_experts_cuda(const td_moe_experts_args *a, td_stream *stream); /* in the plug-in */
 #endif

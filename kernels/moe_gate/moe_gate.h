@@ -32,4 +32,5 @@ static inline int td_moe_gate_valid(const td_moe_gate_args *a)
 td_status td_moe_gate_ref(const td_moe_gate_args *a,
                           td_stream *stream); /* plain judge: tests only */
 td_status td_moe_gate_cpu(const td_moe_gate_args *a, td_stream *stream);
+td_status td_moe_gate_cuda(const td_moe_gate_args *a, td_stream *stream); /* in the plug-in */
 #endif

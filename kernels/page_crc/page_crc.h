@@ -22,4 +22,5 @@ static inline int td_page_crc_valid(const td_page_crc_args *a)
 td_status td_page_crc_ref(const td_page_crc_args *a,
                           td_stream *stream); /* plain judge: tests only */
 td_status td_page_crc_cpu(const td_page_crc_args *a, td_stream *stream);
+td_status td_page_crc_cuda(const td_page_crc_args *a, td_stream *stream); /* in the plug-in */
 #endif

@@ -23,4 +23,5 @@ static inline int td_quant_valid(const td_quant_args *a)
 
 td_status td_quant_ref(const td_quant_args *a, td_stream *stream); /* plain judge: tests only */
 td_status td_quant_cpu(const td_quant_args *a, td_stream *stream);
+td_status td_quant_cuda(const td_quant_args *a, td_stream *stream); /* in the plug-in */
 #endif

@@ -35,4 +35,5 @@ static inline int td_rmsnorm_valid(const td_rmsnorm_args *a)
 
 td_status td_rmsnorm_ref(const td_rmsnorm_args *a, td_stream *stream); /* plain judge: tests only */
 td_status td_rmsnorm_cpu(const td_rmsnorm_args *a, td_stream *stream);
+td_status td_rmsnorm_cuda(const td_rmsnorm_args *a, td_stream *stream); /* in the plug-in */
 #endif

@@ -31,4 +31,5 @@ static inline int td_rope_valid(const td_rope_args *a)
 
 td_status td_rope_ref(const td_rope_args *a, td_stream *stream); /* plain judge: tests only */
 td_status td_rope_cpu(const td_rope_args *a, td_stream *stream);
+td_status td_rope_cuda(const td_rope_args *a, td_stream *stream); /* in the plug-in */
 #endif

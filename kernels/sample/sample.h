@@ -35,7 +35,7 @@ typedef struct {
 #define TD_SAMPLE_ONE 0x1p40f /* weight of the largest logit */
 
 /* How much weight top-p keeps of `total`: 1..total. */
-static inline uint64_t td_sample_need(float top_p, uint64_t total)
+TD_FN uint64_t td_sample_need(float top_p, uint64_t total)
 {
     double need = top_p > 0.0f ? ceil((double)top_p * (double)total) : 1.0;
     return need < 1.0 ? 1 : need < (double)total ? (uint64_t)need : total;
@@ -53,4 +53,5 @@ static inline int td_sample_valid(const td_sample_args *a)
 
 td_status td_sample_ref(const td_sample_args *a, td_stream *stream); /* plain judge: tests only */
 td_status td_sample_cpu(const td_sample_args *a, td_stream *stream);
+td_status td_sample_cuda(const td_sample_args *a, td_stream *stream); /* in the plug-in */
 #endif

@@ -29,4 +29,5 @@ static inline int td_silu_mul_valid(const td_silu_mul_args *a)
 td_status td_silu_mul_ref(const td_silu_mul_args *a,
                           td_stream *stream); /* plain judge: tests only */
 td_status td_silu_mul_cpu(const td_silu_mul_args *a, td_stream *stream);
+td_status td_silu_mul_cuda(const td_silu_mul_args *a, td_stream *stream); /* in the plug-in */
 #endif

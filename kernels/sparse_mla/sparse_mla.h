@@ -37,4 +37,5 @@ static inline int td_sparse_mla_valid(const td_sparse_mla_args *a)
 td_status td_sparse_mla_ref(const td_sparse_mla_args *a,
                             td_stream *stream); /* plain judge: tests only */
 td_status td_sparse_mla_cpu(const td_sparse_mla_args *a, td_stream *stream);
+td_status td_sparse_mla_cuda(const td_sparse_mla_args *a, td_stream *stream); /* in the plug-in */
 #endif

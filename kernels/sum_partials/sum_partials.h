@@ -25,4 +25,6 @@ static inline int td_sum_partials_valid(const td_sum_partials_args *a)
 td_status td_sum_partials_ref(const td_sum_partials_args *a,
                               td_stream *stream); /* plain judge: tests only */
 td_status td_sum_partials_cpu(const td_sum_partials_args *a, td_stream *stream);
+td_status td_sum_partials_cuda(const td_sum_partials_args *a,
+                               td_stream *stream); /* in the plug-in */
 #endif

@@ -24,4 +24,5 @@ static inline int td_topk_valid(const td_topk_args *a)
 
 td_status td_topk_ref(const td_topk_args *a, td_stream *stream); /* plain judge: tests only */
 td_status td_topk_cpu(const td_topk_args *a, td_stream *stream);
+td_status td_topk_cuda(const td_topk_args *a, td_stream *stream); /* in the plug-in */
 #endif

@@ -20,4 +20,5 @@ static inline int td_widen_valid(const td_widen_args *a)
 
 td_status td_widen_ref(const td_widen_args *a, td_stream *stream); /* plain judge: tests only */
 td_status td_widen_cpu(const td_widen_args *a, td_stream *stream);
+td_status td_widen_cuda(const td_widen_args *a, td_stream *stream); /* in the plug-in */
 #endif

@@ -12,9 +12,9 @@ enum { KV_AUTO, KV_FP8, KV_BF16, KV_F32 };
 
 typedef struct {
     char *model, *ids, *out;
-    bool precise, draft_prenorm, dump_layers;
-    int split, moe, kv;
-    uint32_t ranks, chunk, generate, drafts, threads;
+    bool graphs, precise, draft_prenorm, dump_layers;
+    int split, moe, kv, backend;
+    uint32_t ranks, chunk, generate, drafts, threads, gpu;
 } options;
 
 #define F(name, member, type, def, min, max, help)                                                 \
@@ -23,6 +23,11 @@ static const td_conf_field fields[] = {
     F("model", model, STR, NULL, NULL, NULL, "checkpoint folder (config.json, *.safetensors)"),
     F("ids", ids, STR, NULL, NULL, NULL, "the prompt: a file with a JSON array of token ids"),
     F("out", out, STR, NULL, NULL, NULL, "the safetensors file to write"),
+    F("backend", backend, ENUM, "cpu", "cpu|cuda", NULL,
+      "what computes; cuda: one GPU of compute capability 9.0"),
+    F("gpu", gpu, U32, "0", "0", "63", "with backend cuda: which of the visible GPUs"),
+    F("graphs", graphs, BOOL, "true", NULL, NULL,
+      "with backend cuda: decode steps are recorded and launched as one piece"),
     F("precise", precise, BOOL, "false", NULL, NULL,
       "compute in f32 without quantising (slow; for comparisons)"),
     F("ranks", ranks, U32, "1", "1", "64", "context-parallel ranks of the prompt's forward pass"),
@@ -104,6 +109,10 @@ static void report(const td_logits_result *r)
                 r->n_generated - 1, (unsigned long long)r->n_steps, r->decode_s,
                 (r->n_generated - 1) / r->decode_s, (unsigned long long)r->n_accepted,
                 (unsigned long long)r->n_drafted);
+    if (r->graphs.n_graphs > 0)
+        fprintf(stderr, "; %u steps recorded in %.2f s, %u operations, %.1f MiB",
+                r->graphs.n_graphs, (double)r->graphs.took_ns * 1e-9, r->graphs.n_nodes,
+                (double)r->graphs.n_bytes / 1048576.0);
     fprintf(stderr, "\n");
 }
 
@@ -130,6 +139,9 @@ static td_status run(const options *o, td_logits_result *result, td_err *err)
                                      .generate = o->generate,
                                      .drafts = o->drafts,
                                      .n_threads = o->threads,
+                                     .backend = o->backend == 0 ? TD_BACKEND_CPU : TD_BACKEND_CUDA,
+                                     .gpu = o->gpu,
+                                     .no_graphs = !o->graphs,
                                      .dump_layers = o->dump_layers,
                                      .draft_prenorm = o->draft_prenorm};
     td_status st = td_prompt_read(o->ids, &ids, &n_ids, err);

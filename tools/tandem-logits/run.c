@@ -50,7 +50,9 @@ static td_rank_options rank_options(const job *j, uint32_t index, uint32_t n_ran
                              .n_ranks = n_ranks,
                              .n_threads = td_rank_threads(j->o->n_threads, n_ranks),
                              .spin_us = SPIN_US,
-                             .n_pages = n_pages};
+                             .n_pages = n_pages,
+                             .backend = j->o->backend,
+                             .gpu = j->o->gpu};
 }
 
 static td_engine_config engine_config(const job *j, td_rank *rank, td_comm *comm)
@@ -62,6 +64,7 @@ static td_engine_config engine_config(const job *j, td_rank *rank, td_comm *comm
     c.max_context = need < c.max_context ? need : c.max_context;
     c.split = j->o->split;
     c.draft_prenorm = j->o->draft_prenorm;
+    c.graphs = c.graphs && !j->o->no_graphs;
     return c;
 }
 
@@ -203,6 +206,7 @@ static td_status run_decoder(job *j, td_rank *rank, td_decode **decode, td_err *
     td_status st = td_decode_create(&config, 1, j->o->drafts, 0, decode, err);
     if (st < 0)
         return st;
+    out->graphs = *td_decode_graphs_report(*decode);
     td_decode_seq seq = {.prompt_len = (int32_t)j->n_ids,
                          .first_token = j->first_token,
                          .hidden = j->hidden,

@@ -2,9 +2,10 @@
  * continuation on one rank from rank 0's cache, as tandem-decode would do it. */
 #ifndef TD_TOOLS_LOGITS_RUN_H
 #define TD_TOOLS_LOGITS_RUN_H
-#include "kernels/ops.h"
+#include "kernels/backend.h"
 #include "model/config.h"
 #include "model/cp_split.h"
+#include "model/decode_step.h"
 #include "model/sampling.h"
 
 typedef struct {
@@ -19,8 +20,11 @@ typedef struct {
     uint32_t drafts;    /* per step */
     uint32_t n_threads; /* over all ranks; 0: one per CPU */
     int dump_layers, draft_prenorm;
-    int no_logits;               /* only the continuation is wanted */
-    const td_ops *ops;           /* NULL: the CPU backend */
+    int no_graphs; /* enqueue decode steps operation by operation */
+    int no_logits; /* only the continuation is wanted */
+    td_backend_kind backend;
+    uint32_t gpu;                /* cuda: which one */
+    const td_ops *ops;           /* NULL: the backend's */
     const td_sampling *sampling; /* NULL: greedy */
 } td_logits_options;
 
@@ -36,6 +40,7 @@ typedef struct {
     int32_t **selected; /* [n_layers] of [n_ids, index_topk] */
     int32_t *generated; /* [n_generated] */
     double load_s, prefill_s, decode_s;
+    td_decode_graphs graphs;                 /* zeros: steps were not recorded */
     uint64_t n_steps, n_drafted, n_accepted; /* of the continuation */
 } td_logits_result;
 

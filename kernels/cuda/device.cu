@@ -1,0 +1,279 @@
+/* device.cu - the CUDA form of a device: one GPU, one stream. */
+#include "kernels/cuda/device.cuh"
+
+#include <cstdio>
+#include <cstdlib>
+#include <new>
+
+#define NEEDED_MAJOR 9 /* sm_90a */
+#define NEEDED_MINOR 0
+
+struct cuda_device { /* td_device_head first */
+    td_device_head head;
+    td_stream stream;
+};
+
+static td_stream *stream_of(td_device *device)
+{
+    return &reinterpret_cast<cuda_device *>(device)->stream;
+}
+
+static td_status failed(td_err *err, td_stream *s, const char *what, cudaError_t e)
+{
+    return td_fail(err, e == cudaErrorMemoryAllocation ? TD_NOMEM : TD_CUDA, "GPU %d: %s: %s",
+                   s->index, what, cudaGetErrorString(e));
+}
+
+static void close_device(td_device *device)
+{
+    cuda_device *d = reinterpret_cast<cuda_device *>(device);
+    cudaSetDevice(d->stream.index);
+    if (d->stream.stream != NULL) {
+        cudaStreamSynchronize(d->stream.stream);
+        cudaStreamDestroy(d->stream.stream);
+    }
+    for (int i = 0; i < d->stream.n_scratch; i++)
+        cudaFree(d->stream.scratch[i]);
+    free(d);
+}
+
+static td_status alloc_memory(td_device *device, size_t n_bytes, void **out, td_err *err)
+{
+    td_stream *s = stream_of(device);
+    void *ptr = NULL;
+    size_t available = 0, total = 0;
+    cudaError_t e = cudaSetDevice(s->index);
+    if (e == cudaSuccess)
+        e = cudaMalloc(&ptr, n_bytes > 0 ? n_bytes : 1);
+    if (e == cudaErrorMemoryAllocation) {
+        cudaGetLastError(); /* it is not sticky */
+        cudaMemGetInfo(&available, &total);
+        return td_fail(err, TD_NOMEM, "GPU %d: no memory for %zu bytes: %zu of %zu are free",
+                       s->index, n_bytes, available, total);
+    }
+    if (e != cudaSuccess)
+        return failed(err, s, "allocating memory", e);
+    e = cudaMemsetAsync(ptr, 0, n_bytes, s->stream);
+    if (e != cudaSuccess) {
+        cudaFree(ptr);
+        return failed(err, s, "zeroing memory", e);
+    }
+    *out = ptr;
+    return TD_OK;
+}
+
+static void free_memory(td_device *device, void *ptr)
+{
+    td_stream *s = stream_of(device);
+    cudaSetDevice(s->index);
+    cudaStreamSynchronize(s->stream);
+    cudaFree(ptr);
+}
+
+static td_status keep(td_stream *s, const char *what, cudaError_t e)
+{
+    if (e == cudaSuccess)
+        return TD_OK;
+    if (s->error[0] == '\0')
+        snprintf(s->error, sizeof(s->error), "%s: %s", what, cudaGetErrorString(e));
+    return TD_CUDA;
+}
+
+static td_status move(td_stream *s, void *dst, const void *src, size_t n_bytes, cudaMemcpyKind kind)
+{
+    if (n_bytes == 0)
+        return TD_OK;
+    return keep(s, "a copy", cudaMemcpyAsync(dst, src, n_bytes, kind, s->stream));
+}
+
+static td_status write_memory(td_stream *s, void *dst, const void *src, size_t n_bytes)
+{
+    return move(s, dst, src, n_bytes, cudaMemcpyHostToDevice);
+}
+
+static td_status read_memory(td_stream *s, void *dst, const void *src, size_t n_bytes)
+{
+    return move(s, dst, src, n_bytes, cudaMemcpyDeviceToHost);
+}
+
+static td_status copy_memory(td_stream *s, void *dst, const void *src, size_t n_bytes)
+{
+    return move(s, dst, src, n_bytes, cudaMemcpyDeviceToDevice);
+}
+
+static td_status fill_memory(td_stream *s, void *dst, int byte, size_t n_bytes)
+{
+    if (n_bytes == 0)
+        return TD_OK;
+    return keep(s, "a fill", cudaMemsetAsync(dst, byte, n_bytes, s->stream));
+}
+
+static td_status sync_stream(td_stream *s, td_err *err)
+{
+    cudaError_t e = cudaStreamSynchronize(s->stream);
+    if (s->error[0] != '\0')
+        return td_fail(err, TD_CUDA, "GPU %d: %s", s->index, s->error);
+    return e == cudaSuccess ? TD_OK : failed(err, s, "running what was enqueued", e);
+}
+
+static td_status alloc_host(td_device *device, size_t n_bytes, void **out, td_err *err)
+{
+    td_stream *s = stream_of(device);
+    cudaError_t e = cudaSetDevice(s->index);
+    if (e == cudaSuccess)
+        e = cudaMallocHost(out, n_bytes > 0 ? n_bytes : 1);
+    if (e != cudaSuccess) {
+        cudaGetLastError();
+        return failed(err, s, "allocating page-locked memory", e);
+    }
+    memset(*out, 0, n_bytes);
+    return TD_OK;
+}
+
+static void free_host(td_device *device, void *ptr)
+{
+    td_stream *s = stream_of(device);
+    cudaSetDevice(s->index);
+    cudaStreamSynchronize(s->stream);
+    cudaFreeHost(ptr);
+}
+
+static uint64_t free_bytes(td_device *device)
+{
+    size_t available = 0, total = 0;
+    cudaSetDevice(stream_of(device)->index);
+    return cudaMemGetInfo(&available, &total) == cudaSuccess ? available : 0;
+}
+
+/* ---- recorded steps ---- */
+
+struct td_graph {
+    cudaGraphExec_t exec;
+};
+
+static td_status graph_begin(td_stream *s, td_err *err)
+{
+    cudaError_t e = cudaStreamBeginCapture(s->stream, cudaStreamCaptureModeThreadLocal);
+    return e == cudaSuccess ? TD_OK : failed(err, s, "recording a step", e);
+}
+
+static td_status graph_end(td_stream *s, td_graph **out, size_t *n_nodes, td_err *err)
+{
+    cudaGraph_t graph = NULL;
+    td_graph *g = NULL;
+    *out = NULL;
+    cudaError_t e = cudaStreamEndCapture(s->stream, &graph);
+    if (e == cudaSuccess)
+        e = cudaGraphGetNodes(graph, NULL, n_nodes);
+    if (e == cudaSuccess) {
+        g = static_cast<td_graph *>(calloc(1, sizeof(*g)));
+        e = g == NULL ? cudaErrorMemoryAllocation : cudaGraphInstantiate(&g->exec, graph, 0);
+    }
+    if (graph != NULL)
+        cudaGraphDestroy(graph);
+    if (e != cudaSuccess) {
+        cudaGetLastError();
+        free(g);
+        return failed(err, s, "recording a step", e);
+    }
+    *out = g;
+    return TD_OK;
+}
+
+static td_status graph_launch(td_graph *graph, td_stream *s)
+{
+    return keep(s, "a recorded step", cudaGraphLaunch(graph->exec, s->stream));
+}
+
+static void graph_destroy(td_graph *graph)
+{
+    cudaGraphExecDestroy(graph->exec);
+    free(graph);
+}
+
+static const td_device_class cuda_class = {close_device, alloc_memory, free_memory,  alloc_host,
+                                           free_host,    free_bytes,   write_memory, read_memory,
+                                           fill_memory,  copy_memory,  sync_stream,  graph_begin,
+                                           graph_end,    graph_launch, graph_destroy};
+
+/* What there is, against what this build has code for. */
+static td_status check_device(uint32_t index, cudaDeviceProp *prop, td_err *err)
+{
+    int n = 0;
+    cudaError_t e = cudaGetDeviceCount(&n);
+    if (e != cudaSuccess || n == 0)
+        return td_fail(err, TD_UNSUPPORTED, "backend cuda: no GPU can be used: %s",
+                       e == cudaSuccess ? "none is visible" : cudaGetErrorString(e));
+    if (index >= (uint32_t)n)
+        return td_fail(err, TD_UNSUPPORTED, "backend cuda: GPU %u was asked for, %d %s visible",
+                       index, n, n == 1 ? "is" : "are");
+    e = cudaGetDeviceProperties(prop, (int)index);
+    if (e != cudaSuccess)
+        return td_fail(err, TD_CUDA, "GPU %u: reading its properties: %s", index,
+                       cudaGetErrorString(e));
+    if (prop->major != NEEDED_MAJOR || prop->minor != NEEDED_MINOR)
+        return td_fail(err, TD_UNSUPPORTED,
+                       "backend cuda: GPU %u (%s) is of compute capability %d.%d, this build has "
+                       "code for %d.%d (Hopper) only",
+                       index, prop->name, prop->major, prop->minor, NEEDED_MAJOR, NEEDED_MINOR);
+    return TD_OK;
+}
+
+td_status td_cuda_device_open(uint32_t index, td_device **out, td_err *err)
+{
+    cudaDeviceProp prop;
+    td_status st = check_device(index, &prop, err);
+    if (st < 0)
+        return st;
+    cuda_device *d = static_cast<cuda_device *>(calloc(1, sizeof(*d)));
+    if (d == NULL)
+        return td_fail(err, TD_NOMEM, "device: no memory");
+    d->head.class_ = d->stream.head.class_ = &cuda_class;
+    d->head.stream = &d->stream;
+    d->stream.index = (int)index;
+    d->stream.n_sms = prop.multiProcessorCount;
+    snprintf(d->head.name, sizeof(d->head.name), "cuda:%u (%.64s, %d SMs, %zu MiB)", index,
+             prop.name, prop.multiProcessorCount, prop.totalGlobalMem >> 20);
+    cudaError_t e = cudaSetDevice((int)index);
+    if (e == cudaSuccess)
+        e = cudaStreamCreateWithFlags(&d->stream.stream, cudaStreamNonBlocking);
+    if (e != cudaSuccess) {
+        st = failed(err, &d->stream, "opening it", e);
+        free(d);
+        return st;
+    }
+    *out = reinterpret_cast<td_device *>(d);
+    return TD_OK;
+}
+
+/* ---- for the operations ---- */
+
+void *td_cuda_scratch(td_stream *s, size_t n_bytes)
+{
+    if (s->n_scratch > 0 && n_bytes <= s->scratch_bytes)
+        return s->scratch[s->n_scratch - 1];
+    size_t room = n_bytes > 2 * s->scratch_bytes ? n_bytes : 2 * s->scratch_bytes;
+    void *ptr = NULL;
+    room = (room + ((size_t)1 << 20) - 1) >> 20 << 20;
+    if (s->n_scratch == TD_CUDA_MAX_SCRATCH || cudaMalloc(&ptr, room) != cudaSuccess) {
+        cudaGetLastError();
+        return NULL;
+    }
+    s->scratch[s->n_scratch++] = ptr;
+    s->scratch_bytes = room;
+    return ptr;
+}
+
+td_status td_cuda_launched(td_stream *s, const char *op)
+{
+    return keep(s, op, cudaGetLastError());
+}
+
+td_status td_cuda_allow_shared(td_stream *s, const void *kernel, size_t n_bytes, const char *op)
+{
+    if (n_bytes <= 48 << 10)
+        return TD_OK;
+    return keep(
+        s, op,
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)n_bytes));
+}
