@@ -51,7 +51,8 @@ void td_harness_open(td_harness *h, const char *dir, const td_harness_options *o
                               .rank = r,
                               .n_ranks = o->n_ranks,
                               .n_threads = 1,
-                              .n_pages = o->n_pages};
+                              .n_pages = o->n_pages,
+                              .backend = o->backend};
         must(td_rank_open(&h->ranks[r], &ro, &err), &err, "rank");
         td_engine_config config = td_harness_engine(h, r);
         must(td_prefill_create(&config, o->max_tokens, o->max_seqs, &h->prefill[r], &err), &err,

@@ -1,0 +1,174 @@
+#!/usr/bin/env python3
+"""test_cuda_daemons.py - router, prefill and decode as separate processes, the two workers on one GPU: what they
+generate equals the CPU backend's in precise mode, and is the same with and without drafts, alone and in a crowd.
+
+    test_cuda_daemons.py --bin DIR [--gpu N] [--model DIR] [CLAIM]
+
+DIR holds the programs, side by side (an installed tree's bin) or each in its folder (a build tree). Needs nothing but
+Python's own library. Exit 77: no GPU that the CUDA backend can use.
+"""
+import argparse
+import concurrent.futures
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+
+FOLDERS = {"tandem-router": "router", "tandem-prefill": "prefill", "tandem-decode": "decode",
+           "tandemctl": "tools/tandemctl", "tandem-logits": "tools/tandem-logits"}
+N_NEW = 120
+READY_S, ANSWER_S, END_S = 60, 60, 20
+SKIP = 77
+
+
+def program(name):
+    for path in (ARGS.bin / name, ARGS.bin / FOLDERS[name] / name):
+        if path.is_file():
+            return str(path)
+    sys.exit(f"{name} is neither in {ARGS.bin} nor in its folder below")
+
+
+def free_ports(n):
+    sockets = [socket.socket() for _ in range(n)]
+    for s in sockets:
+        s.bind(("127.0.0.1", 0))
+    ports = [s.getsockname()[1] for s in sockets]
+    for s in sockets:
+        s.close()
+    return ports
+
+
+class Cluster:
+    """Three daemons; `with` ends them, and looks whether they ended well."""
+
+    def __init__(self, backend, *common, drafts=0):
+        ports = free_ports(6)
+        at = [f"127.0.0.1:{p}" for p in ports]
+        model = ["--model", str(ARGS.model)]
+        worker = model + ["--backend", backend, "--gpu", str(ARGS.gpu), "--kv-pages", "512", *common]
+        self.router, self.admins = at[0], ports[3:]
+        self.logs = tempfile.TemporaryDirectory()
+        self.processes = {}
+        self.start("tandem-prefill", *worker, "--listen", at[1], "--admin", at[4], "--chunk", "256")
+        self.start("tandem-decode", *worker, "--listen", at[2], "--admin", at[5], "--drafts", str(drafts))
+        self.start("tandem-router", *model, "--listen", at[0], "--admin", at[3], "--prefill-workers", at[1],
+                   "--decode-workers", at[2])
+
+    def log(self, name):
+        return pathlib.Path(self.logs.name) / f"{name}.log"
+
+    def start(self, name, *args):
+        with open(self.log(name), "w") as log:
+            self.processes[name] = subprocess.Popen([program(name), *args], stdout=log, stderr=log)
+
+    def __enter__(self):
+        end = time.monotonic() + READY_S
+        while subprocess.run([program("tandemctl"), "--router", self.router, "health"], capture_output=True).returncode:
+            dead = [n for n, p in self.processes.items() if p.poll() is not None]
+            if dead or time.monotonic() > end:
+                self.__exit__(None, None, None)
+                sys.exit(f"not ready; ended: {dead}")
+            time.sleep(0.1)
+        return self
+
+    def __exit__(self, kind, value, trace):
+        for p in self.processes.values():
+            p.terminate()
+        for name, p in self.processes.items():
+            try:
+                code = p.wait(END_S)
+            except subprocess.TimeoutExpired:
+                p.kill()
+                code = "none: killed"
+            if code != 0 or kind is not None:
+                print(f"--- {name}, status {code}\n{self.log(name).read_text()[-3000:]}")
+            if code != 0 and kind is None:
+                kind = RuntimeError
+        self.logs.cleanup()
+        if kind is RuntimeError and value is None:
+            raise RuntimeError("a daemon ended badly")
+
+    def generate(self, ids, *options):
+        done = subprocess.run([program("tandemctl"), "--router", self.router, "--json", "generate", "--ids",
+                               json.dumps(ids), "--max-tokens", str(N_NEW), "--ignore-eos", *options],
+                              capture_output=True, text=True, timeout=ANSWER_S)
+        if done.returncode != 0:
+            raise AssertionError(f"tandemctl: status {done.returncode}: {done.stdout} {done.stderr}")
+        answer = json.loads(done.stdout)
+        assert len(answer["token_ids"]) == N_NEW, answer
+        return answer["token_ids"], answer["usage"]
+
+
+def prompt(n, seed):
+    """BOS and n - 1 ids of the bundled model's vocabulary."""
+    x, ids = seed * 2654435761 % 2**32, [0]
+    while len(ids) < n:
+        x = (x * 1664525 + 1013904223) % 2**32
+        ids.append(256 + x % 3800)
+    return ids
+
+
+PROMPTS = [prompt(n, i + 1) for i, n in enumerate((1, 63, 64, 65, 300, 1000))]
+GREEDY = ("--temperature", "0")
+
+
+def all_of(cluster, requests):
+    """Every request at the same time."""
+    with concurrent.futures.ThreadPoolExecutor(len(requests)) as pool:
+        return [f.result() for f in [pool.submit(cluster.generate, ids, *options) for ids, options in requests]]
+
+
+def precise_text_equals_the_cpu_backends():
+    with Cluster("cpu", "--precise") as cpu:
+        want = [cpu.generate(ids, *GREEDY)[0] for ids in PROMPTS]
+    with Cluster("cuda", "--precise", drafts=3) as cuda:
+        for ids, tokens in zip(PROMPTS, want):
+            assert cuda.generate(ids, *GREEDY)[0] == tokens, f"prompt of {len(ids)} tokens"
+
+
+def drafts_and_a_crowd_change_nothing():
+    requests = [(ids, GREEDY) for ids in PROMPTS]
+    requests += [(ids, ("--temperature", "0.8", "--top-p", "0.9", "--seed", str(i))) for i, ids in enumerate(PROMPTS)]
+    with Cluster("cuda") as plain:
+        want = [plain.generate(ids, *options)[0] for ids, options in requests]
+    for k in (1, 4):
+        with Cluster("cuda", drafts=k) as drafting:
+            got = all_of(drafting, requests)
+            assert [tokens for tokens, _ in got] == want, f"{k} drafts"
+            assert sum(usage["accepted_tokens"] for _, usage in got) > 0, got[0][1]
+
+
+CLAIMS = {f.__name__: f for f in (precise_text_equals_the_cpu_backends, drafts_and_a_crowd_change_nothing)}
+
+
+def has_gpu():
+    with tempfile.TemporaryDirectory() as folder:
+        ids = pathlib.Path(folder) / "ids.json"
+        ids.write_text("[0, 300]")
+        done = subprocess.run([program("tandem-logits"), "--backend", "cuda", "--gpu", str(ARGS.gpu), "--model",
+                               str(ARGS.model), "--ids", str(ids), "--out", str(ids) + ".out"],
+                              capture_output=True, text=True)
+        if done.returncode == 2:
+            print("skipped:", done.stderr.strip())
+        elif done.returncode != 0:
+            sys.exit(done.stderr)
+        return done.returncode == 0
+
+
+if __name__ == "__main__":
+    here = pathlib.Path(os.environ.get("TANDEM_SOURCE", "."))
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--bin", type=pathlib.Path, required=True)
+    parser.add_argument("--gpu", type=int, default=0)
+    parser.add_argument("--model", type=pathlib.Path, default=here / "models" / "tiny-v32")
+    parser.add_argument("claim", nargs="?", choices=CLAIMS)
+    ARGS = parser.parse_args()
+    if not has_gpu():
+        sys.exit(SKIP)
+    for claim in [ARGS.claim] if ARGS.claim else CLAIMS:
+        CLAIMS[claim]()
+        print(claim, "ok")

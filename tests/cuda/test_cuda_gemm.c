@@ -1,0 +1,344 @@
+/* The CUDA products against the plain judges. Small integers: every sum is exact, so the bits are
+ * equal. Otherwise: a block of 128 products is summed by tensor cores (f32, at most 128 roundings),
+ * then added to the others; the judge does the same one by one. With S = sum of |x w scales| the
+ * two differ by less than (2 * (128 + K/128) + 4) * 2^-24 * S; bf16 results by one bf16 step more.
+ * Tensor cores may cut where f32 rounds (one unit instead of half of one): twice that. */
+#include "kernels/gemm/gemm.h"
+#include "kernels/head_gemm/head_gemm.h"
+#include "tests/cuda/cuda_test.h"
+
+TD_TEST_MAIN
+
+typedef struct {
+    td_gemm_args a; /* host */
+    void *x, *w;
+    float *xs, *ws, *old;
+    size_t nx, nw, n_xs, n_ws;
+    kt_out want, got;
+} problem;
+
+static void fill(kt_rng *rng, void *x, size_t n, td_dtype dtype, int integers)
+{
+    kt_fill_act(rng, x, n, 1.0f, dtype);
+    for (size_t i = 0; i < n && integers; i++) {
+        float v = (float)kt_int(rng, -4, 4);
+        if (dtype == TD_F32)
+            ((float *)x)[i] = v;
+        else if (dtype == TD_BF16)
+            ((td_bf16 *)x)[i] = td_f32_to_bf16(v);
+        else
+            ((uint8_t *)x)[i] = td_f32_to_e4m3(v);
+    }
+}
+
+static float *scales(kt_rng *rng, size_t n, int integers)
+{
+    float *s = kt_alloc(n * 4);
+    for (size_t i = 0; i < n; i++)
+        s[i] = integers ? (float)(1 << kt_int(rng, 0, 2)) : 0.001f + kt_unit(rng);
+    return s;
+}
+
+static problem make(kt_rng *rng, int M, int N, int K, td_dtype dtype, int integers)
+{
+    problem p = {.a = {.M = M, .N = N, .K = K, .dtype = dtype}};
+    const size_t size = td_dtype_bytes(dtype);
+    const int kb = td_ceil_div(K, 128);
+    p.a.x_stride = K + (kt_int(rng, 0, 1) ? 0 : kt_int(rng, 0, 9));
+    p.a.y_stride = N + kt_int(rng, 0, 9);
+    p.a.y_dtype = kt_int(rng, 0, 1) ? TD_F32 : TD_BF16;
+    p.a.accumulate = p.a.y_dtype == TD_F32 && kt_int(rng, 0, 1);
+    p.nx = M > 0 ? (size_t)((M - 1) * p.a.x_stride + K) * size : 0;
+    p.nw = (size_t)N * (size_t)K * size;
+    p.x = kt_alloc(p.nx);
+    p.w = kt_alloc(p.nw);
+    fill(rng, p.x, p.nx / size, dtype, integers);
+    fill(rng, p.w, p.nw / size, dtype, integers);
+    if (dtype == TD_E4M3) {
+        p.n_xs = (size_t)(M * kb) * 4;
+        p.n_ws = (size_t)(td_ceil_div(N, 128) * kb) * 4;
+        p.xs = scales(rng, p.n_xs / 4, integers);
+        p.ws = scales(rng, p.n_ws / 4, integers);
+    }
+    const size_t y_size = td_dtype_bytes(p.a.y_dtype);
+    p.want = kt_out_new((size_t)M, (size_t)N * y_size, (size_t)p.a.y_stride * y_size);
+    p.got = kt_out_new((size_t)M, (size_t)N * y_size, (size_t)p.a.y_stride * y_size);
+    p.old = kt_alloc((size_t)(M * N) * 4);
+    for (int i = 0; i < M * N; i++)
+        p.old[i] = (float)kt_int(rng, -9, 9);
+    return p;
+}
+
+static void set_old(const problem *p, kt_out *y)
+{
+    kt_out_poison(y);
+    for (int m = 0; p->a.accumulate && m < p->a.M; m++)
+        memcpy(y->p + (size_t)m * y->stride, p->old + m * p->a.N, y->row_bytes);
+}
+
+static void run_ref(problem *p)
+{
+    td_gemm_args a = p->a;
+    set_old(p, &p->want);
+    a.x = p->x;
+    a.w = p->w;
+    a.xs = p->xs;
+    a.ws = p->ws;
+    a.y = p->want.p;
+    TD_EQ(TD_OK, td_gemm_ref(&a, NULL));
+}
+
+/* rows: how many go in one call. */
+static void run_gpu(ct_gpu *g, problem *p, int rows)
+{
+    td_gemm_args a = p->a;
+    const int kb = td_ceil_div(a.K, 128);
+    set_old(p, &p->got);
+    const char *x = ct_up(g, p->x, p->nx);
+    const float *xs = ct_up(g, p->xs, p->n_xs);
+    char *y = ct_out(g, &p->got);
+    a.w = ct_up(g, p->w, p->nw);
+    a.ws = ct_up(g, p->ws, p->n_ws);
+    for (int m = 0; m < p->a.M || m == 0; m += rows) {
+        a.M = p->a.M - m < rows ? p->a.M - m : rows;
+        a.x = x + (size_t)(m * a.x_stride) * td_dtype_bytes(a.dtype);
+        a.xs = xs == NULL ? NULL : xs + m * kb;
+        a.y = y + (size_t)m * p->got.stride;
+        TD_EQ(TD_OK, g->ops->gemm(&a, g->stream));
+    }
+    ct_fetch(g, &p->got, y);
+    ct_clear(g);
+}
+
+static void drop(problem *p)
+{
+    kt_out_free(&p->want);
+    kt_out_free(&p->got);
+    free(p->x);
+    free(p->w);
+    free(p->xs);
+    free(p->ws);
+    free(p->old);
+}
+
+static problem draw(kt_rng *rng, int i, int integers)
+{
+    int M, N, K;
+    do {
+        M = KT_PICK(rng, 0, 1, 2, 15, 16, 17, 33, 64, 65, 130);
+        N = KT_PICK(rng, 1, 3, 63, 64, 65, 128, 200, 512);
+        K = KT_PICK(rng, 1, 7, 16, 64, 127, 128, 129, 256, 384, 500, 1536);
+    } while ((int64_t)M * N * K > 6000000);
+    return make(rng, M, N, K, (td_dtype)(i % 3), integers);
+}
+
+TEST(gemm_of_small_integers_equals_the_judge)
+{
+    kt_rng rng = kt_seeded();
+    ct_gpu g = ct_open();
+    for (int i = 0; i < 90; i++) {
+        problem p = draw(&rng, i, 1);
+        run_ref(&p);
+        run_gpu(&g, &p, p.a.M + 1);
+        kt_out_same(&p.want, &p.got);
+        drop(&p);
+    }
+    ct_close(&g);
+}
+
+static double magnitude(const problem *p, int m, int n)
+{
+    double s = 0;
+    const int kb = td_ceil_div(p->a.K, 128);
+    for (int k = 0; k < p->a.K; k++) {
+        double v = fabs((double)kt_get(p->x, (size_t)(m * p->a.x_stride + k), p->a.dtype) *
+                        (double)kt_get(p->w, (size_t)(n * p->a.K + k), p->a.dtype));
+        if (p->a.dtype == TD_E4M3)
+            v *= (double)p->xs[m * kb + k / 128] * (double)p->ws[n / 128 * kb + k / 128];
+        s += v;
+    }
+    return s;
+}
+
+TEST(gemm_sums_are_within_rounding_of_the_judge)
+{
+    kt_rng rng = kt_seeded();
+    ct_gpu g = ct_open();
+    for (int i = 0; i < 60; i++) {
+        problem p = draw(&rng, i, 0);
+        const double steps = 2.0 * (2 * (128 + p.a.K / 128.0) + 4);
+        run_ref(&p);
+        run_gpu(&g, &p, p.a.M + 1);
+        for (int m = 0; m < p.a.M; m++)
+            for (int n = 0; n < p.a.N; n++) {
+                size_t at = (size_t)(m * p.a.y_stride + n);
+                double want = (double)kt_get(p.want.p, at, p.a.y_dtype);
+                double got = (double)kt_get(p.got.p, at, p.a.y_dtype);
+                double bound = steps * 0x1p-24 * (magnitude(&p, m, n) + 9.0);
+                if (p.a.y_dtype == TD_BF16)
+                    bound += 0x1p-7 * fabs(want);
+                if (!(fabs(got - want) <= bound)) {
+                    printf("M %d N %d K %d dtype %d: [%d, %d] is %.9g, judge %.9g, bound %g\n",
+                           p.a.M, p.a.N, p.a.K, p.a.dtype, m, n, got, want, bound);
+                    TD_TRUE(0);
+                }
+            }
+        drop(&p);
+    }
+    ct_close(&g);
+}
+
+TEST(a_row_of_gemm_has_the_same_bits_alone_and_in_any_batch)
+{
+    kt_rng rng = kt_seeded();
+    ct_gpu g = ct_open();
+    for (int i = 0; i < 30; i++) {
+        problem p = draw(&rng, i, 0);
+        run_gpu(&g, &p, p.a.M + 1);
+        memcpy(p.want.base, p.got.base, kt_out_bytes(&p.got));
+        run_gpu(&g, &p, p.a.M + 1); /* twice */
+        kt_out_same(&p.want, &p.got);
+        run_gpu(&g, &p, kt_int(&rng, 1, 20));
+        kt_out_same(&p.want, &p.got);
+        drop(&p);
+    }
+    ct_close(&g);
+}
+
+TEST(gemm_puts_nan_and_infinity_where_the_judge_has_them)
+{
+    kt_rng rng = kt_seeded();
+    ct_gpu g = ct_open();
+    for (int i = 0; i < 45; i++) {
+        const td_dtype dtype = (td_dtype)(i % 3);
+        problem p =
+            make(&rng, kt_int(&rng, 1, 30), kt_int(&rng, 1, 40), kt_int(&rng, 1, 300), dtype, 1);
+        size_t m = (size_t)kt_int(&rng, 0, p.a.M - 1), k = (size_t)kt_int(&rng, 0, p.a.K - 1);
+        size_t at = m * (size_t)p.a.x_stride + k;
+        float v = kt_int(&rng, 0, 1) ? NAN : -INFINITY;
+        if (dtype == TD_F32)
+            ((float *)p.x)[at] = v;
+        else if (dtype == TD_BF16)
+            ((td_bf16 *)p.x)[at] = td_f32_to_bf16(v);
+        else
+            ((uint8_t *)p.x)[at] = 0x7f;
+        run_ref(&p);
+        run_gpu(&g, &p, p.a.M + 1);
+        ct_near(&p.want, &p.got, p.a.y_dtype, 0, 0.0f);
+        drop(&p);
+    }
+    ct_close(&g);
+}
+
+/* ---- head_gemm ---- */
+
+typedef struct {
+    td_head_gemm_args a;
+    void *x, *w;
+    size_t nx, nw;
+    kt_out want, got; /* rows of H heads */
+} heads;
+
+static heads make_heads(kt_rng *rng, int i, int integers)
+{
+    heads p = {.a = {.act = i % 2 ? TD_BF16 : TD_F32}};
+    const size_t size = td_dtype_bytes(p.a.act);
+    do {
+        p.a.T = KT_PICK(rng, 1, 2, 5, 16, 17, 70);
+        p.a.H = KT_PICK(rng, 1, 2, 5, 16);
+        p.a.N = KT_PICK(rng, 1, 3, 64, 128, 130, 512);
+        p.a.K = KT_PICK(rng, 1, 15, 16, 64, 128, 200, 512);
+    } while ((int64_t)p.a.T * p.a.H * p.a.N * p.a.K > 6000000);
+    p.a.x_head = p.a.K + (kt_int(rng, 0, 1) ? 0 : kt_int(rng, 0, 5));
+    p.a.x_row = p.a.H * p.a.x_head;
+    p.a.y_head = p.a.N + kt_int(rng, 0, 5);
+    p.a.y_row = p.a.H * p.a.y_head;
+    p.nx = (size_t)((p.a.T - 1) * p.a.x_row + (p.a.H - 1) * p.a.x_head + p.a.K) * size;
+    p.nw = (size_t)(p.a.H * p.a.N) * (size_t)p.a.K * size;
+    p.x = kt_alloc(p.nx);
+    p.w = kt_alloc(p.nw);
+    fill(rng, p.x, p.nx / size, p.a.act, integers);
+    fill(rng, p.w, p.nw / size, p.a.act, integers);
+    p.want = kt_out_new((size_t)(p.a.T * p.a.H), (size_t)p.a.N * size, (size_t)p.a.y_head * size);
+    p.got = kt_out_new((size_t)(p.a.T * p.a.H), (size_t)p.a.N * size, (size_t)p.a.y_head * size);
+    return p;
+}
+
+static void run_heads(ct_gpu *g, heads *p, int rows)
+{
+    td_head_gemm_args a = p->a;
+    const size_t size = td_dtype_bytes(a.act);
+    kt_out_poison(&p->got);
+    const char *x = ct_up(g, p->x, p->nx);
+    char *y = ct_out(g, &p->got);
+    a.w = ct_up(g, p->w, p->nw);
+    for (int t = 0; t < p->a.T; t += rows) {
+        a.T = p->a.T - t < rows ? p->a.T - t : rows;
+        a.x = x + (size_t)(t * a.x_row) * size;
+        a.y = y + (size_t)(t * a.y_row) * size;
+        TD_EQ(TD_OK, g->ops->head_gemm(&a, g->stream));
+    }
+    ct_fetch(g, &p->got, y);
+    ct_clear(g);
+}
+
+static void judge_heads(heads *p)
+{
+    td_head_gemm_args a = p->a;
+    a.x = p->x;
+    a.w = p->w;
+    a.y = p->want.p;
+    TD_EQ(TD_OK, td_head_gemm_ref(&a, NULL));
+}
+
+static void drop_heads(heads *p)
+{
+    kt_out_free(&p->want);
+    kt_out_free(&p->got);
+    free(p->x);
+    free(p->w);
+}
+
+TEST(head_gemm_of_small_integers_equals_the_judge)
+{
+    kt_rng rng = kt_seeded();
+    ct_gpu g = ct_open();
+    for (int i = 0; i < 40; i++) {
+        heads p = make_heads(&rng, i, 1);
+        judge_heads(&p);
+        run_heads(&g, &p, p.a.T);
+        kt_out_same(&p.want, &p.got);
+        drop_heads(&p);
+    }
+    ct_close(&g);
+}
+
+/* The judge adds K products one after the other: K roundings more. */
+TEST(head_gemm_sums_are_within_rounding_and_rows_do_not_depend_on_the_batch)
+{
+    kt_rng rng = kt_seeded();
+    ct_gpu g = ct_open();
+    for (int i = 0; i < 30; i++) {
+        heads p = make_heads(&rng, i, 0);
+        judge_heads(&p);
+        run_heads(&g, &p, p.a.T);
+        for (int r = 0; r < p.a.T * p.a.H; r++)
+            for (int n = 0; n < p.a.N; n++) {
+                const size_t x = (size_t)(r / p.a.H * p.a.x_row + r % p.a.H * p.a.x_head);
+                const size_t w = (size_t)(r % p.a.H * p.a.N + n) * (size_t)p.a.K;
+                double s = 0, steps = 2.0 * (2 * 128 + p.a.K + 8);
+                for (int k = 0; k < p.a.K; k++)
+                    s += fabs((double)kt_get(p.x, x + (size_t)k, p.a.act) *
+                              (double)kt_get(p.w, w + (size_t)k, p.a.act));
+                double want = (double)kt_get(p.want.p, (size_t)(r * p.a.y_head + n), p.a.act);
+                double got = (double)kt_get(p.got.p, (size_t)(r * p.a.y_head + n), p.a.act);
+                double bound = steps * 0x1p-24 * s + (p.a.act == TD_BF16 ? 0x1p-7 * fabs(want) : 0);
+                TD_TRUE(fabs(got - want) <= bound);
+            }
+        memcpy(p.want.base, p.got.base, kt_out_bytes(&p.got));
+        run_heads(&g, &p, kt_int(&rng, 1, 20));
+        kt_out_same(&p.want, &p.got);
+        drop_heads(&p);
+    }
+    ct_close(&g);
+}
