@@ -6,6 +6,7 @@
 typedef struct {
     td_worker_conf w;
     uint32_t drafts;
+    bool graphs;
     int64_t peer_timeout_ms, transfer_timeout_ms;
 } td_decode_conf;
 

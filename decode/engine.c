@@ -196,6 +196,7 @@ static td_status boot(td_decode_engine *e, td_err *err)
         return st;
     td_engine_config engine = td_rank_engine(&e->rank, &e->layout, NULL);
     engine.draft_prenorm = e->conf.conf->w.draft_prenorm;
+    engine.graphs = engine.graphs && e->conf.conf->graphs;
     st = td_decode_create(&engine, e->n_slots, e->drafts, 0, &e->decoder, err);
     if (st == TD_OK && e->rank.kv != NULL)
         st = td_device_alloc(e->rank.device, e->n_slots * e->blob_bytes, (void **)&e->states, err);

@@ -487,7 +487,8 @@ static td_status record(td_decode *d, int32_t bucket)
     TD_TRY(td_graph_begin(f->stream, f->err));
     td_status st = compute(d),
               ended = td_graph_end(f->stream, &d->graphs[bucket], &n_nodes, f->err);
-    d->report.n_nodes = (uint32_t)n_nodes; /* of the last one, the largest batch */
+    if (d->report.n_graphs == 0) /* the largest comes first */
+        d->report.n_nodes = (uint32_t)n_nodes;
     d->report.n_graphs += ended == TD_OK;
     return st < 0 ? st : ended;
 }
