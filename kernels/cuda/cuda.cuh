@@ -22,7 +22,6 @@ struct td_stream { /* td_stream_head first */
     td_stream_head head;
     cudaStream_t stream;
     int index; /* of the device */
-    int n_sms;
     /* Device memory that operations share: it is free again when one has passed. Each block is at
      * least twice the one before; old ones stay, because recorded steps point into them. */
     void *scratch[TD_CUDA_MAX_SCRATCH];

@@ -3,7 +3,6 @@
 
 #include <cstdio>
 #include <cstdlib>
-#include <new>
 
 #define NEEDED_MAJOR 9 /* sm_90a */
 #define NEEDED_MINOR 0
@@ -231,7 +230,6 @@ td_status td_cuda_device_open(uint32_t index, td_device **out, td_err *err)
     d->head.class_ = d->stream.head.class_ = &cuda_class;
     d->head.stream = &d->stream;
     d->stream.index = (int)index;
-    d->stream.n_sms = prop.multiProcessorCount;
     snprintf(d->head.name, sizeof(d->head.name), "cuda:%u (%.64s, %d SMs, %zu MiB)", index,
              prop.name, prop.multiProcessorCount, prop.totalGlobalMem >> 20);
     cudaError_t e = cudaSetDevice((int)index);
