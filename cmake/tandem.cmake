@@ -63,6 +63,9 @@ function(td_program target)
     install(TARGETS ${target} RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
 endfunction()
 
+# What `ctest -L threads` runs: a build for TSan needs no more.
+add_custom_target(threads_tests)
+
 # td_test(<source.c> [DEPS targets...] [SOURCES more...] [LABELS l...] [TIMEOUT s] [ARGS ...]): every TEST(name) in
 # the source is one ctest, run in a process of its own, called <source>.<name>.
 function(td_test source)
@@ -71,6 +74,9 @@ function(td_test source)
     td_package(cmocka)
     add_executable(${stem} ${source} ${A_SOURCES})
     target_link_libraries(${stem} PRIVATE ${A_DEPS} td_flags PkgConfig::cmocka)
+    if("threads" IN_LIST A_LABELS)
+        add_dependencies(threads_tests ${stem})
+    endif()
     set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${source})
     file(STRINGS ${source} lines REGEX "^TEST\\([a-zA-Z0-9_]+\\)")
     if(NOT A_TIMEOUT)

@@ -23,7 +23,8 @@ def a_seeded_request_gives_the_same_text_alone_and_in_a_crowd(args):
         fields = dict(max_tokens=48, temperature=0.9, top_p=0.95, top_k=50, seed=12345)
         alone = c.generate(prompt, **fields)
         n = 32 if is_sanitized(args.bin) else 64
-        crowd = [c.submit(prompt_ids(c, 20 + 13 * i), max_tokens=n, temperature=1.0, seed=i) for i in range(15)]
+        others = range(0, 15, 2) if is_sanitized(args.bin) else range(15)
+        crowd = [c.submit(prompt_ids(c, 20 + 13 * i), max_tokens=n, temperature=1.0, seed=i) for i in others]
         among = c.generate(prompt, **fields)
         assert alone.ok and among.ok and alone.ids == among.ids, (alone.ids, among.ids)
         assert all(r.result().ok for r in crowd)
@@ -251,8 +252,9 @@ def an_idle_daemon_uses_less_than_one_percent_of_a_core(args):
         c.wait_idle()
         time.sleep(1)
         before = {d.name: d.cpu_seconds() for d in c.daemons}
-        time.sleep(30)
-        used = {d.name: (d.cpu_seconds() - before[d.name]) / 30 for d in c.daemons}
+        seconds = 8 if is_sanitized(args.bin) else 30
+        time.sleep(seconds)
+        used = {d.name: (d.cpu_seconds() - before[d.name]) / seconds for d in c.daemons}
         assert all(share < 0.01 for share in used.values()), used
         print("  share of a core:", used)
 

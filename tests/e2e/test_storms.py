@@ -10,7 +10,7 @@ from harness import Cluster, arguments, is_sanitized, run
 from reference import prompt_ids
 
 GREEDY = dict(temperature=0, ignore_eos=True)
-STORM_SECONDS = 24.0
+STORM_SECONDS = 12.0
 
 
 def no_poison(cluster):
@@ -49,9 +49,10 @@ def judge(answer, want):
     return 0
 
 
-def storm(args, transport):
+def storm(args, transport, seconds=STORM_SECONDS):
     rng = random.Random(args.seed)
-    seconds = STORM_SECONDS / 4 if is_sanitized(args.bin) else STORM_SECONDS
+    if is_sanitized(args.bin):
+        seconds = STORM_SECONDS / 2
     flags = ["--transport", transport, "--debug-poison"]
     with Cluster(args.bin, model=args.model, n_prefill=2, n_decode=2,
                  prefill_flags=flags + ["--chunk", "64", "--layer-group", "1", "--lease", "2s"],
@@ -84,6 +85,14 @@ def kills_and_stops_in_mid_transfer_change_no_surviving_text_over_shm(args):
 
 def kills_and_stops_in_mid_transfer_change_no_surviving_text_over_tcp(args):
     storm(args, "tcp")
+
+
+def a_long_storm_changes_no_surviving_text_over_shm(args):
+    storm(args, "shm", 10 * STORM_SECONDS)
+
+
+def a_long_storm_changes_no_surviving_text_over_tcp(args):
+    storm(args, "tcp", 10 * STORM_SECONDS)
 
 
 # ---- leases ----

@@ -7,7 +7,7 @@ static void precise_on_ranks(const char *name, td_cp_split split, td_moe_mode mo
 {
     static const uint32_t ranks[] = {1, 2, 4};
     td_golden_set s = td_golden_open(name);
-    for (size_t i = 0; i < 3; i++) {
+    for (size_t i = TD_SANITIZED ? 2 : 0; i < 3; i++) {
         char what[100];
         td_logits_options o = td_golden_precise();
         o.n_ranks = ranks[i];
@@ -66,7 +66,7 @@ TEST(precise_fp8_on_1_2_4_ranks_in_seq_ep)
 static void precise_with_drafts(const char *name)
 {
     td_golden_set s = td_golden_open(name);
-    for (uint32_t k = 0; k <= 4; k++) {
+    for (uint32_t k = 0; k <= 4; k += TD_SANITIZED ? 4 : 1) {
         char what[64];
         td_logits_options o = td_golden_precise();
         o.drafts = k;
