@@ -221,7 +221,7 @@ TEST(keep_alive_and_pipelining_work)
 TEST(a_big_answer_arrives_whole_and_one_nobody_reads_is_dropped)
 {
     admin a;
-    admin_start(&a, (td_http_server_conf){.write_ms = 500});
+    admin_start(&a, (td_http_server_conf){.write_ms = 30000});
     char *out = malloc(BIG + 1000);
     int fd = dial(&a);
     const char *get = "GET /big HTTP/1.1\r\nHost: x\r\n\r\nGET /healthz HTTP/1.0\r\n\r\n";
@@ -230,6 +230,8 @@ TEST(a_big_answer_arrives_whole_and_one_nobody_reads_is_dropped)
     TD_TRUE(n > BIG + 100);
     TD_TRUE(memmem(out + BIG, n - BIG, "starting", 8) != NULL);
     close(fd);
+    admin_stop(&a);
+    admin_start(&a, (td_http_server_conf){.write_ms = 500});
     /* A machine with other things to do may not have begun to answer after a second. */
     for (int wait_ms = 1500; n >= BIG && wait_ms <= 12000; wait_ms *= 2) {
         fd = dial(&a);
