@@ -246,9 +246,9 @@ TEST(sparse_mla_of_the_models_shape_is_near_the_judge)
 {
     kt_rng rng = kt_seeded();
     ct_gpu g = ct_open();
-    for (int i = 0; i < 12; i++)
-        check_mla(&rng, &g, i % 2, 512, 64, KT_PICK(&rng, 1, 5, 8, 16, 21),
-                  KT_PICK(&rng, 0, 1, 2, 63, 64, 65, 300), TD_BF16);
+    for (int i = 0; i < 20; i++)
+        check_mla(&rng, &g, i % 2, 512, 64, KT_PICK(&rng, 1, 5, 8, 16, 21, 33, 64, 128),
+                  KT_PICK(&rng, 0, 1, 2, 31, 32, 33, 63, 64, 65, 300), TD_BF16);
     check_mla(&rng, &g, 0, 512, 64, 16, 2048, TD_BF16);
     ct_close(&g);
 }
