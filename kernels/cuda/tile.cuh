@@ -14,7 +14,7 @@
 
 #define TD_TILE_THREADS 128
 #define TD_TILE_N 64
-#define TD_TILE_STAGES 3
+#define TD_TILE_STAGES 3 /* blocks of K in flight; more cost occupancy and bring nothing */
 #define TD_TILE_K TD_QUANT_GROUP
 
 /* Rows of x: index[i] is the row that tile row i takes, -1: none (zeros). */
@@ -129,6 +129,7 @@ __device__ inline void td_tile_block(const unsigned char *stage,
     typedef td_tile_warps<BM> W;
     const int stride = td_tile_row<E>::bytes, at = threadIdx.x % 4 * 4 * (int)sizeof(E);
     const E *kind = NULL;
+#pragma unroll
     for (int k = 0; k < TD_TILE_K / 16; k++) {
         const unsigned char *base = stage + k * 16 * (int)sizeof(E) + at;
         uint32_t fa[W::MF][4], fb[W::NF][2];
@@ -148,27 +149,36 @@ __device__ inline void td_tile_block(const unsigned char *stage,
     }
 }
 
+/* Scales of this thread's rows for block kb; 0 where there is no row. Loaded early: they come from
+ * global memory. */
+template <typename E, int BM>
+__device__ inline void td_tile_scales(const td_tile_args &a, int kb, int n_blocks,
+                                      float scale[td_tile_warps<BM>::MF][2])
+{
+    typedef td_tile_warps<BM> W;
+#pragma unroll
+    for (int m = 0; m < W::MF; m++)
+        for (int half = 0; half < 2 && sizeof(E) == 1; half++) {
+            const int32_t at = a.index[W::row(m) + 8 * half];
+            scale[m][half] = at < 0 ? 0.0f : a.xs[(int64_t)at * n_blocks + kb] * a.ws[kb];
+        }
+}
+
 /* acc += blk, scaled where there are scales. */
 template <typename E, int BM>
-__device__ inline void td_tile_promote(const td_tile_args &a, int kb, int n_blocks,
-                                       float blk[][td_tile_warps<BM>::NF][4],
+__device__ inline void td_tile_promote(const float scale[td_tile_warps<BM>::MF][2],
+                                       const float blk[][td_tile_warps<BM>::NF][4],
                                        float acc[][td_tile_warps<BM>::NF][4])
 {
     typedef td_tile_warps<BM> W;
 #pragma unroll
-    for (int m = 0; m < W::MF; m++) {
-        float scale[2] = {1.0f, 1.0f};
-        for (int half = 0; sizeof(E) == 1 && half < 2; half++) {
-            const int32_t at = a.index[W::row(m) + 8 * half];
-            scale[half] = at < 0 ? 0.0f : a.xs[(int64_t)at * n_blocks + kb] * a.ws[kb];
-        }
+    for (int m = 0; m < W::MF; m++)
 #pragma unroll
         for (int n = 0; n < W::NF; n++)
 #pragma unroll
             for (int i = 0; i < 4; i++)
-                acc[m][n][i] = sizeof(E) == 1 ? fmaf(blk[m][n][i], scale[i / 2], acc[m][n][i])
+                acc[m][n][i] = sizeof(E) == 1 ? fmaf(blk[m][n][i], scale[m][i / 2], acc[m][n][i])
                                               : acc[m][n][i] + blk[m][n][i];
-    }
 }
 
 /* The tile's elements to store(row of the tile, column of the tile, value); rows without index and
@@ -187,7 +197,8 @@ __device__ inline void td_tile_run(const td_tile_args &a, unsigned char *shared,
         td_copy_commit();
     }
     for (int kb = 0; kb < n_blocks; kb++) {
-        float blk[W::MF][W::NF][4] = {};
+        float blk[W::MF][W::NF][4] = {}, scale[W::MF][2] = {};
+        td_tile_scales<E, BM>(a, kb, n_blocks, scale);
         td_copy_wait<TD_TILE_STAGES - 2>();
         __syncthreads(); /* block kb is there, and everybody is done with the stage filled next */
         const int next = kb + TD_TILE_STAGES - 1;
@@ -195,7 +206,7 @@ __device__ inline void td_tile_run(const td_tile_args &a, unsigned char *shared,
             td_tile_fetch<E, BM, ALIGNED>(a, shared + next % TD_TILE_STAGES * stage_bytes, next);
         td_copy_commit();
         td_tile_block<E, BM>(shared + kb % TD_TILE_STAGES * stage_bytes, blk);
-        td_tile_promote<E, BM>(a, kb, n_blocks, blk, acc);
+        td_tile_promote<E, BM>(scale, blk, acc);
     }
     td_copy_wait<0>();
 #pragma unroll
