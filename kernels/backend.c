@@ -40,3 +40,15 @@ td_status td_backend_open(const td_backend_options *options, td_device **device,
         *ops = plugin->ops;
     return st;
 }
+
+td_status td_backend_comm(const td_backend_comm_options *o, td_comm_group **out, td_err *err)
+{
+    const td_plugin *plugin = NULL;
+    if (o->kind == TD_BACKEND_CPU)
+        return td_comm_group_create(o->n_ranks, o->spin_us, o->deadline_ms, out, err);
+    if (o->n_ranks == 0 || o->n_ranks > TD_CUDA_COMM_MAX_RANKS || o->deadline_ms <= 0)
+        return td_fail(err, TD_INVALID, "backend cuda: %u ranks, deadline of %lld ms", o->n_ranks,
+                       (long long)o->deadline_ms);
+    td_status st = load(&plugin, err);
+    return st == TD_OK ? plugin->comm(o, out, err) : st;
+}

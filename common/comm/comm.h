@@ -1,10 +1,15 @@
-/* comm.h - collectives between the ranks of one daemon. The thread form moves bytes between the
- * ranks' memories; NCCL takes its place in the CUDA plug-in. Every rank calls the same collectives
- * in the same order with the same sizes. Calls are ordered on the given stream. Waits end when the
- * group is aborted (td_comm_group_abort) or when a peer has not arrived for the group's deadline:
- * TD_CANCELLED / TD_DEADLINE, and the group is unusable from then on. Memory handed to a collective
- * must live until every rank's call has returned, after an abort too: a peer may still be copying
- * from it. TD_INTERNAL: the ranks came with different sizes or counts out of bounds. */
+/* comm.h - collectives between the ranks of one daemon, which are threads of one process. The
+ * thread form moves bytes between the ranks' host memories; the CUDA plug-in has forms for ranks on
+ * GPUs (td_backend_comm() in kernels/backend.h). Every rank calls the same collectives in the same
+ * order with the same sizes. Calls are ordered on the given stream, of that rank's own device,
+ * which is the same one in every call; no form reads what the device computed on the host. Waits
+ * end when the group is aborted or when a peer has not arrived for the group's deadline:
+ * TD_CANCELLED / TD_DEADLINE, and the group is unusable from then on. On a GPU the wait for a
+ * peer's bytes is the stream's, so td_stream_sync() ends with these as well. Memory handed to a
+ * collective must live until every rank's call has returned and every rank's stream has passed it
+ * (td_stream_sync()), after an abort too: a peer may still be copying from it. TD_INTERNAL: the
+ * ranks came with different sizes or counts out of bounds; on a GPU a later call says so of counts.
+ */
 #ifndef TD_COMM_COMM_H
 #define TD_COMM_COMM_H
 #include "common/base/status.h"
@@ -16,15 +21,17 @@
 typedef struct td_comm_group td_comm_group; /* shared by the ranks' threads */
 typedef struct td_comm td_comm;             /* one rank's end; that rank's thread only */
 
-/* deadline_ms: longest wait for a peer inside one collective, not counting time in which the
- * process was stopped. spin_us: spin before sleeping. */
+/* The thread form. deadline_ms: longest wait for a peer inside one collective, not counting time in
+ * which the process was stopped. spin_us: spin before sleeping. */
 td_status td_comm_group_create(uint32_t n_ranks, uint32_t spin_us, int64_t deadline_ms,
                                td_comm_group **out, td_err *err);
-void td_comm_group_destroy(td_comm_group *group); /* after all threads left it */
+void td_comm_group_destroy(td_comm_group *group); /* after all threads left it; NULL is fine */
 void td_comm_group_abort(td_comm_group *group);   /* any thread */
+const char *td_comm_group_form(const td_comm_group *group); /* "threads", "peer", "nccl" */
 td_comm *td_comm_group_rank(td_comm_group *group, uint32_t rank);
 uint32_t td_comm_rank(const td_comm *comm);
 uint32_t td_comm_n_ranks(const td_comm *comm);
+void td_comm_abort(td_comm *comm); /* its group */
 
 /* recv[r] = rank r's send: send [n_bytes], recv [n_ranks, n_bytes]; may not overlap. */
 td_status td_comm_all_gather(td_comm *comm, const void *send, size_t n_bytes, void *recv,

@@ -18,10 +18,24 @@ extern "C" {
 
 #define TD_CUDA_MAX_SCRATCH 32
 
+/* How long td_stream_sync() waits on a stream that takes part in a group of ranks: a peer may keep
+ * it waiting. Shared by the group and its ranks' streams, whichever lives longer. */
+typedef struct {
+    int n_owners; /* atomic, as is dead */
+    int dead;     /* the group was aborted */
+    int64_t deadline_ms;
+    /* NULL: what was enqueued ends by itself. Else it may wait for peers for ever; once the group
+     * is dead, this ends a rank's share of it, by the rank's own thread, any number of times;
+     * results are worthless then. Cleared when the group goes. */
+    void (*give_up)(void *rank);
+} td_cuda_guard;
+
 struct td_stream { /* td_stream_head first */
     td_stream_head head;
     cudaStream_t stream;
-    int index; /* of the device */
+    int index;            /* of the device */
+    td_cuda_guard *guard; /* NULL: nobody else can hold the stream up */
+    void *guard_rank;     /* for give_up() */
     /* Device memory that operations share: it is free again when one has passed. Each block is at
      * least twice the one before; old ones stay, because recorded steps point into them. */
     void *scratch[TD_CUDA_MAX_SCRATCH];
@@ -33,6 +47,8 @@ struct td_stream { /* td_stream_head first */
 /* At least n_bytes of device memory, 256-byte aligned, until the next operation on this stream.
  * NULL: out of memory. It may grow, which a step that is being recorded must not. */
 void *td_cuda_scratch(td_stream *s, size_t n_bytes);
+/* TD_OK, or TD_CUDA with the stream's error filled. */
+td_status td_cuda_keep(td_stream *s, const char *what, cudaError_t e);
 /* What an operation returns after its launches: TD_OK, or TD_CUDA with the stream's error filled.
  */
 td_status td_cuda_launched(td_stream *s, const char *op);

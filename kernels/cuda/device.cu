@@ -3,9 +3,17 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <ctime>
+extern "C" {
+#include "common/base/clock.h"
+}
 
 #define NEEDED_MAJOR 9 /* sm_90a */
 #define NEEDED_MINOR 0
+#define POLL_SPIN_NS (2 * TD_NS_PER_MS) /* then with short sleeps between looks */
+#define POLL_SLEEP_NS 50000
+#define GIVE_UP_NS (5 * TD_NS_PER_S)     /* for work that was given up to end */
+#define POLL_STEP_NS (50 * TD_NS_PER_MS) /* no time between two looks counts for more */
 
 struct cuda_device { /* td_device_head first */
     td_device_head head;
@@ -23,16 +31,108 @@ static td_status failed(td_err *err, td_stream *s, const char *what, cudaError_t
                    s->index, what, cudaGetErrorString(e));
 }
 
+/* ---- waiting ---- */
+
+td_cuda_guard *td_cuda_guard_new(int64_t deadline_ms, void (*give_up)(void *rank))
+{
+    td_cuda_guard *guard = static_cast<td_cuda_guard *>(calloc(1, sizeof(*guard)));
+    if (guard != NULL)
+        *guard = {1, 0, deadline_ms, give_up};
+    return guard;
+}
+
+void td_cuda_guard_give(td_cuda_guard *guard)
+{
+    if (guard != NULL && __atomic_sub_fetch(&guard->n_owners, 1, __ATOMIC_ACQ_REL) == 0)
+        free(guard);
+}
+
+void td_cuda_guard_set(td_stream *s, td_cuda_guard *guard, void *rank)
+{
+    s->guard_rank = rank;
+    if (s->guard == guard)
+        return;
+    __atomic_add_fetch(&guard->n_owners, 1, __ATOMIC_RELAXED);
+    td_cuda_guard_give(s->guard);
+    s->guard = guard;
+}
+
+void td_cuda_guard_end(td_cuda_guard *guard)
+{
+    __atomic_store_n(&guard->dead, 1, __ATOMIC_RELEASE);
+}
+
+int td_cuda_guard_dead(const td_cuda_guard *guard)
+{
+    return __atomic_load_n(&guard->dead, __ATOMIC_ACQUIRE);
+}
+
+/* Looks until the stream is empty or limit_ns have passed; once the group is dead, what waits for
+ * peers is given up. Time in which the process was stopped does not count. */
+static cudaError_t look(const td_stream *s, int64_t limit_ns)
+{
+    const td_cuda_guard *guard = s->guard;
+    int64_t waited = 0, last = td_now_ns();
+    for (;;) {
+        const cudaError_t e = cudaStreamQuery(s->stream);
+        if (e != cudaErrorNotReady)
+            return e;
+        cudaGetLastError(); /* "not ready" is no launch's failure */
+        if (waited >= limit_ns)
+            return e;
+        if (guard->give_up != NULL && td_cuda_guard_dead(guard))
+            guard->give_up(s->guard_rank);
+        if (waited > POLL_SPIN_NS) {
+            const struct timespec pause = {0, POLL_SLEEP_NS};
+            nanosleep(&pause, NULL);
+        }
+        const int64_t now = td_now_ns();
+        waited += now - last < POLL_STEP_NS ? now - last : POLL_STEP_NS;
+        last = now;
+    }
+}
+
+/* Until the stream is empty. cudaErrorNotReady: it was not by the deadline; with a group that can
+ * give up, it is empty now if the GPU still does anything. */
+static cudaError_t drain(const td_stream *s)
+{
+    if (s->guard == NULL)
+        return cudaStreamSynchronize(s->stream);
+    const cudaError_t e = look(s, s->guard->deadline_ms * TD_NS_PER_MS);
+    if (e == cudaErrorNotReady && s->guard->give_up != NULL) {
+        td_cuda_guard_end(s->guard);
+        look(s, GIVE_UP_NS);
+    }
+    return e;
+}
+
+static td_status sync_stream(td_stream *s, td_err *err)
+{
+    const cudaError_t e = drain(s);
+    if (e == cudaErrorNotReady)
+        return td_fail(err, TD_DEADLINE, "GPU %d: not done after %lld ms", s->index,
+                       (long long)s->guard->deadline_ms);
+    if (s->error[0] != '\0')
+        return td_fail(err, TD_CUDA, "GPU %d: %s", s->index, s->error);
+    if (e == cudaSuccess && s->guard != NULL && s->guard->give_up != NULL &&
+        td_cuda_guard_dead(s->guard))
+        return td_fail(err, TD_CANCELLED, "GPU %d: the ranks' collectives were aborted", s->index);
+    return e == cudaSuccess ? TD_OK : failed(err, s, "running what was enqueued", e);
+}
+
+/* ---- memory ---- */
+
 static void close_device(td_device *device)
 {
     cuda_device *d = reinterpret_cast<cuda_device *>(device);
     cudaSetDevice(d->stream.index);
     if (d->stream.stream != NULL) {
-        cudaStreamSynchronize(d->stream.stream);
+        drain(&d->stream);
         cudaStreamDestroy(d->stream.stream);
     }
     for (int i = 0; i < d->stream.n_scratch; i++)
         cudaFree(d->stream.scratch[i]);
+    td_cuda_guard_give(d->stream.guard);
     free(d);
 }
 
@@ -65,11 +165,11 @@ static void free_memory(td_device *device, void *ptr)
 {
     td_stream *s = stream_of(device);
     cudaSetDevice(s->index);
-    cudaStreamSynchronize(s->stream);
+    drain(s);
     cudaFree(ptr);
 }
 
-static td_status keep(td_stream *s, const char *what, cudaError_t e)
+td_status td_cuda_keep(td_stream *s, const char *what, cudaError_t e)
 {
     if (e == cudaSuccess)
         return TD_OK;
@@ -82,7 +182,7 @@ static td_status move(td_stream *s, void *dst, const void *src, size_t n_bytes, 
 {
     if (n_bytes == 0)
         return TD_OK;
-    return keep(s, "a copy", cudaMemcpyAsync(dst, src, n_bytes, kind, s->stream));
+    return td_cuda_keep(s, "a copy", cudaMemcpyAsync(dst, src, n_bytes, kind, s->stream));
 }
 
 static td_status write_memory(td_stream *s, void *dst, const void *src, size_t n_bytes)
@@ -104,15 +204,7 @@ static td_status fill_memory(td_stream *s, void *dst, int byte, size_t n_bytes)
 {
     if (n_bytes == 0)
         return TD_OK;
-    return keep(s, "a fill", cudaMemsetAsync(dst, byte, n_bytes, s->stream));
-}
-
-static td_status sync_stream(td_stream *s, td_err *err)
-{
-    cudaError_t e = cudaStreamSynchronize(s->stream);
-    if (s->error[0] != '\0')
-        return td_fail(err, TD_CUDA, "GPU %d: %s", s->index, s->error);
-    return e == cudaSuccess ? TD_OK : failed(err, s, "running what was enqueued", e);
+    return td_cuda_keep(s, "a fill", cudaMemsetAsync(dst, byte, n_bytes, s->stream));
 }
 
 static td_status alloc_host(td_device *device, size_t n_bytes, void **out, td_err *err)
@@ -133,7 +225,7 @@ static void free_host(td_device *device, void *ptr)
 {
     td_stream *s = stream_of(device);
     cudaSetDevice(s->index);
-    cudaStreamSynchronize(s->stream);
+    drain(s);
     cudaFreeHost(ptr);
 }
 
@@ -181,7 +273,7 @@ static td_status graph_end(td_stream *s, td_graph **out, size_t *n_nodes, td_err
 
 static td_status graph_launch(td_graph *graph, td_stream *s)
 {
-    return keep(s, "a recorded step", cudaGraphLaunch(graph->exec, s->stream));
+    return td_cuda_keep(s, "a recorded step", cudaGraphLaunch(graph->exec, s->stream));
 }
 
 static void graph_destroy(td_graph *graph)
@@ -216,6 +308,12 @@ static td_status check_device(uint32_t index, cudaDeviceProp *prop, td_err *err)
                        "code for %d.%d (Hopper) only",
                        index, prop->name, prop->major, prop->minor, NEEDED_MAJOR, NEEDED_MINOR);
     return TD_OK;
+}
+
+td_status td_cuda_device_check(uint32_t index, td_err *err)
+{
+    cudaDeviceProp prop;
+    return check_device(index, &prop, err);
 }
 
 td_status td_cuda_device_open(uint32_t index, td_device **out, td_err *err)
@@ -264,14 +362,14 @@ void *td_cuda_scratch(td_stream *s, size_t n_bytes)
 
 td_status td_cuda_launched(td_stream *s, const char *op)
 {
-    return keep(s, op, cudaGetLastError());
+    return td_cuda_keep(s, op, cudaGetLastError());
 }
 
 td_status td_cuda_allow_shared(td_stream *s, const void *kernel, size_t n_bytes, const char *op)
 {
     if (n_bytes <= 48 << 10)
         return TD_OK;
-    return keep(
+    return td_cuda_keep(
         s, op,
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)n_bytes));
 }

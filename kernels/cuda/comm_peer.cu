@@ -1,0 +1,227 @@
+/* comm_peer.cu - collectives of ranks that reach each other's device memory: on one GPU, or on
+ * several with peer access. A collective is: record that my bytes are ready, meet on the host and
+ * exchange pointers, let my stream wait for the peers' events, one kernel that reads their memory,
+ * record that I am done, meet again, let my stream wait until the peers are done with my memory.
+ * The host only meets, it waits for no device; an event is recorded before anybody's stream waits
+ * for it, so streams that share a hardware queue cannot block each other. Waits between the streams
+ * of different ranks cannot be part of a recorded step: with this form steps are enqueued. */
+#include "kernels/cuda/comm.cuh"
+
+#include <cstdlib>
+
+typedef struct { /* what a rank shows the others in a collective */
+    const void *send;
+    const int32_t *counts;
+    size_t size; /* must be equal on all ranks */
+} peer_offer;
+
+typedef struct { /* td_comm_head first */
+    td_comm_head head;
+    td_comm *host;
+    cudaEvent_t ready, done;
+} peer_rank;
+
+typedef struct { /* td_cuda_comm first */
+    td_cuda_comm c;
+    peer_offer offers[TD_CUDA_COMM_MAX_RANKS]; /* written before the first meeting, read until the
+                                                  second */
+    peer_rank ranks[TD_CUDA_COMM_MAX_RANKS];
+} peer_group;
+
+static peer_group *group_of(td_comm_group *group)
+{
+    return reinterpret_cast<peer_group *>(group);
+}
+
+static peer_rank *rank_of(td_comm *comm)
+{
+    return reinterpret_cast<peer_rank *>(comm);
+}
+
+static void destroy(td_comm_group *group)
+{
+    peer_group *g = group_of(group);
+    for (uint32_t r = 0; r < g->c.head.n_ranks; r++) {
+        cudaSetDevice(g->c.gpus[r]);
+        if (g->ranks[r].ready != NULL)
+            cudaEventDestroy(g->ranks[r].ready);
+        if (g->ranks[r].done != NULL)
+            cudaEventDestroy(g->ranks[r].done);
+    }
+    td_cuda_comm_fini(&g->c);
+    free(g);
+}
+
+static void abort_group(td_comm_group *group)
+{
+    td_cuda_guard_end(group_of(group)->c.guard);
+    td_comm_group_abort(group_of(group)->c.host);
+}
+
+static td_status ended(peer_rank *me, td_status st)
+{
+    if (st < 0)
+        abort_group(me->head.group);
+    return st;
+}
+
+static td_comm *get_rank(td_comm_group *group, uint32_t rank)
+{
+    return reinterpret_cast<td_comm *>(&group_of(group)->ranks[rank]);
+}
+
+static td_status barrier(td_comm *comm)
+{
+    return ended(rank_of(comm), td_comm_barrier(rank_of(comm)->host));
+}
+
+/* Everybody's event to everybody else's stream: record mine, meet, wait for the others'. */
+static td_status order(peer_rank *me, cudaEvent_t peer_rank::*event, td_stream *s)
+{
+    peer_group *g = group_of(me->head.group);
+    td_status st = td_cuda_keep(s, "an event", cudaEventRecord(me->*event, s->stream));
+    if (st == TD_OK)
+        st = td_comm_barrier(me->host);
+    for (uint32_t r = 0; r < g->c.head.n_ranks && st == TD_OK; r++)
+        if (r != me->head.rank)
+            st = td_cuda_keep(s, "waiting for a peer",
+                              cudaStreamWaitEvent(s->stream, g->ranks[r].*event, 0));
+    return st;
+}
+
+/* The offers of all ranks, whose bytes the stream has from here on. */
+static td_status begin(peer_rank *me, peer_offer mine, td_stream *s, const peer_offer **all)
+{
+    peer_group *g = group_of(me->head.group);
+    peer_offer *offers = g->offers;
+    td_status st = td_cuda_comm_check(&g->c);
+    if (st < 0)
+        return st;
+    td_cuda_guard_set(s, g->c.guard, NULL);
+    offers[me->head.rank] = mine;
+    st = order(me, &peer_rank::ready, s);
+    for (uint32_t r = 0; r < g->c.head.n_ranks && st == TD_OK; r++)
+        if (offers[r].size != mine.size)
+            st = TD_INTERNAL;
+    *all = offers;
+    return st;
+}
+
+/* My memory is mine again from here on. */
+static td_status end(peer_rank *me, td_status st, td_stream *s)
+{
+    if (st == TD_OK)
+        st = order(me, &peer_rank::done, s);
+    return ended(me, st);
+}
+
+static td_status all_gather(td_comm *comm, const void *send, size_t n_bytes, void *recv,
+                            td_stream *s)
+{
+    peer_rank *me = rank_of(comm);
+    const uint32_t n = td_comm_n_ranks(comm);
+    const peer_offer *all = NULL;
+    td_comm_sources from = {};
+    td_status st = begin(me, {send, NULL, n_bytes}, s, &all);
+    for (uint32_t r = 0; r < n && st == TD_OK; r++)
+        from.p[r] = all[r].send;
+    if (st == TD_OK)
+        st = td_comm_gather_launch(&from, n, n_bytes, recv, s);
+    return end(me, st, s);
+}
+
+static td_status reduce_scatter_f32(td_comm *comm, const float *send, size_t n, float *recv,
+                                    td_stream *s)
+{
+    peer_rank *me = rank_of(comm);
+    const peer_offer *all = NULL;
+    td_comm_sources from = {};
+    td_status st = begin(me, {send, NULL, n}, s, &all);
+    for (uint32_t r = 0; r < td_comm_n_ranks(comm) && st == TD_OK; r++)
+        from.p[r] = static_cast<const float *>(all[r].send) + me->head.rank * n;
+    if (st == TD_OK)
+        st = td_comm_sum_launch(&from, td_comm_n_ranks(comm), n, recv, s);
+    return end(me, st, s);
+}
+
+static td_status all_to_all_rows(td_comm *comm, const void *send, const int32_t *send_counts,
+                                 uint32_t cap_rows, size_t row_bytes, void *recv,
+                                 int32_t *recv_counts, td_stream *s)
+{
+    peer_rank *me = rank_of(comm);
+    const peer_offer *all = NULL;
+    const size_t block = cap_rows * row_bytes;
+    td_comm_sources from = {}, counts = {};
+    td_status st = begin(me, {send, send_counts, block}, s, &all);
+    for (uint32_t r = 0; r < td_comm_n_ranks(comm) && st == TD_OK; r++) {
+        from.p[r] = static_cast<const char *>(all[r].send) + me->head.rank * block;
+        counts.p[r] = all[r].counts + me->head.rank;
+    }
+    if (st == TD_OK)
+        st = td_comm_rows_launch(&from, &counts, td_comm_n_ranks(comm), cap_rows, row_bytes, recv,
+                                 recv_counts, group_of(me->head.group)->c.fault, s);
+    return end(me, st, s);
+}
+
+static const td_comm_class peer_class = {"peer",          destroy,    abort_group,
+                                         get_rank,        all_gather, reduce_scatter_f32,
+                                         all_to_all_rows, barrier};
+
+/* GPU a's kernels may read GPU b's memory. */
+static td_status reach(int a, int b, td_err *err)
+{
+    int can = 0;
+    if (a == b)
+        return TD_OK;
+    cudaError_t e = cudaDeviceCanAccessPeer(&can, a, b);
+    if (e == cudaSuccess && !can)
+        return td_fail(err, TD_UNSUPPORTED,
+                       "comm peer: GPU %d cannot read the memory of GPU %d: ask for nccl", a, b);
+    if (e == cudaSuccess)
+        e = cudaSetDevice(a);
+    if (e == cudaSuccess)
+        e = cudaDeviceEnablePeerAccess(b, 0);
+    if (e == cudaErrorPeerAccessAlreadyEnabled) {
+        cudaGetLastError();
+        e = cudaSuccess;
+    }
+    return e == cudaSuccess ? TD_OK
+                            : td_fail(err, TD_CUDA, "GPU %d: access to the memory of GPU %d: %s", a,
+                                      b, cudaGetErrorString(e));
+}
+
+static td_status open_rank(peer_group *g, uint32_t r, td_err *err)
+{
+    for (uint32_t other = 0; other < g->c.head.n_ranks; other++) {
+        const td_status st = reach(g->c.gpus[r], g->c.gpus[other], err);
+        if (st < 0)
+            return st;
+    }
+    peer_rank *me = &g->ranks[r];
+    me->head = {reinterpret_cast<td_comm_group *>(g), r};
+    me->host = td_comm_group_rank(g->c.host, r);
+    cudaError_t e = cudaSetDevice(g->c.gpus[r]);
+    if (e == cudaSuccess)
+        e = cudaEventCreateWithFlags(&me->ready, cudaEventDisableTiming);
+    if (e == cudaSuccess)
+        e = cudaEventCreateWithFlags(&me->done, cudaEventDisableTiming);
+    return e == cudaSuccess ? TD_OK
+                            : td_fail(err, TD_CUDA, "GPU %d: making events: %s", g->c.gpus[r],
+                                      cudaGetErrorString(e));
+}
+
+td_status td_cuda_peer_create(const td_backend_comm_options *o, td_comm_group **out, td_err *err)
+{
+    peer_group *g = static_cast<peer_group *>(calloc(1, sizeof(*g)));
+    if (g == NULL)
+        return td_fail(err, TD_NOMEM, "comm: no memory for %u ranks", o->n_ranks);
+    g->c.head = {&peer_class, o->n_ranks};
+    td_status st = td_cuda_comm_init(&g->c, o, NULL, err);
+    for (uint32_t r = 0; r < o->n_ranks && st == TD_OK; r++)
+        st = open_rank(g, r, err);
+    if (st == TD_OK)
+        *out = reinterpret_cast<td_comm_group *>(g);
+    else
+        destroy(reinterpret_cast<td_comm_group *>(g));
+    return st;
+}
