@@ -44,6 +44,14 @@ td_status td_forward_failed(td_forward *f, const char *op, td_status st)
     return td_fail(f->err, st, "operation %s: %s", op, td_status_text(st));
 }
 
+void td_forward_abandon(td_forward *f)
+{
+    if (f->comm == NULL)
+        return;
+    td_comm_abort(f->comm);
+    td_stream_sync(f->stream, NULL); /* what it says is not why the step failed */
+}
+
 static td_status check(const td_engine_config *config, td_err *err)
 {
     const td_weights *w = config->weights;

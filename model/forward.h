@@ -100,6 +100,9 @@ td_status td_forward_init(td_forward *f, const td_engine_config *config, int32_t
                           td_err *err);
 void td_forward_fini(td_forward *f);
 td_status td_forward_failed(td_forward *f, const char *op, td_status st);
+/* What a step ends with that failed half-way: its peers wait no more, and when it returns the
+ * stream uses nobody's memory any more. */
+void td_forward_abandon(td_forward *f);
 
 /* Runs one operation of the table; returns from the calling function when it fails. */
 #define TD_OP(f, op, ...)                                                                          \

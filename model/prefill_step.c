@@ -444,8 +444,10 @@ td_status td_prefill_run(td_prefill *prefill, const td_prefill_batch *batch, int
         st = run(prefill, batch);
     if (st == TD_OK)
         st = td_stream_sync(f->stream, f->err);
-    if (st < 0)
+    if (st < 0) {
+        td_forward_abandon(f);
         return f->err->status < 0 ? st : td_forward_failed(f, "copy", st);
+    }
     for (uint32_t b = 0; b < batch->n_seqs; b++)
         first_tokens[b] = -1;
     for (int32_t e = 0; e < prefill->n_ended && f->w->rank == 0; e++)

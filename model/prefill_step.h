@@ -2,7 +2,8 @@
  * takes a batch of chunks of prompts: every rank is given the same step, computes its own tokens,
  * and afterwards holds the KV of all of them. Keys and values are always read back from the cache,
  * so chunked and whole prompts, and prefill and decode, give the same bits.
- * If a step fails on one rank, the caller aborts the ranks' td_comm_group. */
+ * A step that fails on one rank aborts the ranks' td_comm_group; what refuses it before it begins
+ * (TD_INVALID) is the same on all. */
 #ifndef TD_MODEL_PREFILL_STEP_H
 #define TD_MODEL_PREFILL_STEP_H
 #include "model/engine.h"

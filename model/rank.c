@@ -1,5 +1,6 @@
 #include "model/rank.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 td_kv_dtype td_rank_kv_dtype(td_rank_kv knob, int precise)
@@ -26,16 +27,18 @@ static td_status open_slab(td_rank *rank, const td_rank_options *o, td_err *err)
                        : st;
 }
 
+static uint32_t gpu_of(const td_rank_options *o, uint32_t rank)
+{
+    return o->gpu + rank / (o->ranks_per_gpu > 0 ? o->ranks_per_gpu : 1);
+}
+
 td_status td_rank_open(td_rank *rank, const td_rank_options *o, td_err *err)
 {
     td_weights_options weights = {.precise = o->precise,
                                   .moe = o->moe,
                                   .rank = (int32_t)o->rank,
                                   .n_ranks = (int32_t)o->n_ranks};
-    td_backend_options backend = {o->backend, o->n_threads, o->spin_us, o->gpu};
-    if (o->backend == TD_BACKEND_CUDA && o->n_ranks > 1)
-        return td_fail(err, TD_UNSUPPORTED, "backend cuda: %u ranks: only one is supported yet",
-                       o->n_ranks);
+    td_backend_options backend = {o->backend, o->n_threads, o->spin_us, gpu_of(o, o->rank)};
     td_status st = td_backend_open(&backend, &rank->device, &rank->ops, err);
     if (st == TD_OK)
         st = td_weights_load(o->ckpt, o->config, &weights, rank->device, &rank->weights, err);
@@ -56,6 +59,25 @@ void td_rank_close(td_rank *rank)
     td_weights_destroy(rank->weights);
     td_device_close(rank->device);
     memset(rank, 0, sizeof(*rank));
+}
+
+td_status td_rank_group(const td_rank_options *o, td_comm_form comm, int64_t deadline_ms,
+                        td_comm_group **out, td_err *err)
+{
+    uint32_t *gpus = calloc(o->n_ranks, sizeof(*gpus));
+    if (gpus == NULL)
+        return td_fail(err, TD_NOMEM, "no memory for %u ranks", o->n_ranks);
+    for (uint32_t r = 0; r < o->n_ranks; r++)
+        gpus[r] = gpu_of(o, r);
+    td_backend_comm_options options = {.kind = o->backend,
+                                       .form = comm,
+                                       .gpus = gpus,
+                                       .n_ranks = o->n_ranks,
+                                       .spin_us = o->spin_us,
+                                       .deadline_ms = deadline_ms};
+    td_status st = td_backend_comm(&options, out, err);
+    free(gpus);
+    return st;
 }
 
 const char *td_rank_kv_path(const td_rank *rank)
@@ -90,6 +112,13 @@ td_status td_rank_stage_in(const td_rank *rank, uint32_t page)
                            rank->slab.base + at, stride);
 }
 
+td_status td_rank_take_page(const td_rank *rank, const td_rank *from, uint32_t page)
+{
+    uint64_t stride = rank->slab.page_stride, at = page * stride;
+    unsigned char *kv = rank->kv != NULL ? rank->kv : rank->slab.base;
+    return td_stream_write(td_device_stream(rank->device), kv + at, from->slab.base + at, stride);
+}
+
 td_engine_config td_rank_engine(const td_rank *rank, const td_kv_layout *layout, td_comm *comm)
 {
     return (td_engine_config){
@@ -101,7 +130,8 @@ td_engine_config td_rank_engine(const td_rank *rank, const td_kv_layout *layout,
         .kv_base = rank->kv != NULL ? rank->kv : rank->slab.base,
         .n_pages = rank->slab.n_pages,
         .max_context = (uint32_t)rank->weights->config.max_positions,
-        .graphs = td_device_records(rank->device),
+        /* waits between ranks cannot be recorded in every form */
+        .graphs = td_device_records(rank->device) && rank->weights->n_ranks == 1,
     };
 }
 

@@ -13,8 +13,9 @@ typedef struct {
     int precise, poison;
     td_moe_mode moe;
     uint32_t rank, n_ranks, n_threads, spin_us, n_pages;
-    td_backend_kind backend; /* cuda: one rank only yet */
-    uint32_t gpu;
+    td_backend_kind backend;
+    uint32_t gpu;           /* cuda: rank 0's; rank r is on GPU gpu + r / ranks_per_gpu */
+    uint32_t ranks_per_gpu; /* cuda: ranks that share one; 0: 1 */
 } td_rank_options;
 
 typedef struct {
@@ -34,6 +35,10 @@ td_kv_dtype td_rank_kv_dtype(td_rank_kv knob, int precise);
 /* Zeroed on entry. On failure everything is given back. */
 td_status td_rank_open(td_rank *rank, const td_rank_options *options, td_err *err);
 void td_rank_close(td_rank *rank); /* zeroed is fine */
+/* The collectives of the n_ranks ranks that are opened with these options (`rank` apart); comm: how
+ * ranks on GPUs reach each other. Any thread. */
+td_status td_rank_group(const td_rank_options *options, td_comm_form comm, int64_t deadline_ms,
+                        td_comm_group **out, td_err *err);
 /* The engine's view of it; comm NULL for a single rank. Fields that are the caller's choice stay 0.
  */
 td_engine_config td_rank_engine(const td_rank *rank, const td_kv_layout *layout, td_comm *comm);
@@ -47,6 +52,9 @@ td_status td_rank_zero_page(const td_rank *rank, uint32_t page);
 td_status td_rank_stage_out(const td_rank *rank, uint32_t page, uint64_t offset, uint64_t n_bytes);
 /* A page that arrived in the slab to the GPU, before kernels read it. */
 td_status td_rank_stage_in(const td_rank *rank, uint32_t page);
+/* A page of another rank of this process, as its slab has it, to where my kernels read it. On the
+ * GPU it is enqueued; until my stream has passed it, the other slab may not change. */
+td_status td_rank_take_page(const td_rank *rank, const td_rank *from, uint32_t page);
 /* Threads of each of n ranks when n_threads (0: all CPUs of this process) serve all of them; at
  * least 1. */
 uint32_t td_rank_threads(uint32_t n_threads, uint32_t n_ranks);

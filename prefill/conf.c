@@ -6,6 +6,10 @@
 static const td_conf_field fields[] = {
     TD_WORKER_FIELDS(td_prefill_conf, w, "127.0.0.1:7410", "127.0.0.1:7411"),
     F("ranks", ranks, U32, "1", "1", "64", "context-parallel ranks"),
+    F("ranks-per-gpu", ranks_per_gpu, U32, "1", "1", "64",
+      "with backend cuda: ranks that share a GPU; rank r is on GPU gpu + r / ranks-per-gpu"),
+    F("comm", comm, ENUM, "peer", "peer|nccl", NULL,
+      "with backend cuda: how ranks reach each other; peer: GPUs read each other's memory"),
     F("split", split, ENUM, "round-robin", "round-robin|in-seq", NULL,
       "how a batch's tokens are split over the ranks"),
     F("moe", moe, ENUM, "fused", "fused|ep", NULL,

@@ -5,8 +5,8 @@
 
 typedef struct {
     td_worker_conf w;
-    uint32_t ranks, chunk, max_batch, queue_length, layer_group;
-    int split, moe;
+    uint32_t ranks, ranks_per_gpu, chunk, max_batch, queue_length, layer_group;
+    int split, moe, comm;
     int64_t lease_ms;
 } td_prefill_conf;
 

@@ -100,8 +100,9 @@ static void take_ready(td_prefill_engine *e, const td_rank_event *event)
                        e->conf.conf->w.draft_prenorm);
     td_fingerprint_set(&e->fingerprint, "protocol", "%u", TD_XFER_PROTOCOL);
     for (uint32_t r = 0; r < e->n_ranks; r++)
-        td_info("prefill.device", "rank=%u device=\"%s\" kv=%s", r,
-                td_device_name(e->ranks[r].self.device), td_rank_kv_path(&e->ranks[r].self));
+        td_info("prefill.device", "rank=%u device=\"%s\" kv=%s comm=%s", r,
+                td_device_name(e->ranks[r].self.device), td_rank_kv_path(&e->ranks[r].self),
+                e->comm == NULL ? "none" : td_comm_group_form(e->comm));
     if (open_xfers(e, &err) != TD_OK)
         fatal(e, &err);
     else
@@ -272,7 +273,12 @@ static td_status open_tables(td_prefill_engine *e, td_err *err)
     }
     if (e->n_ranks == 1)
         return TD_OK;
-    return td_comm_group_create(e->n_ranks, c->w.spin_us, COLLECTIVE_DEADLINE_MS, &e->comm, err);
+    td_rank_options ranks = {.n_ranks = e->n_ranks,
+                             .spin_us = c->w.spin_us,
+                             .backend = (td_backend_kind)c->w.backend,
+                             .gpu = c->w.gpu,
+                             .ranks_per_gpu = c->ranks_per_gpu};
+    return td_rank_group(&ranks, (td_comm_form)c->comm, COLLECTIVE_DEADLINE_MS, &e->comm, err);
 }
 
 static td_status start_rank(td_prefill_engine *e, uint32_t r, td_err *err)
@@ -293,7 +299,8 @@ static td_status start_rank(td_prefill_engine *e, uint32_t r, td_err *err)
                                    .spin_us = c->w.spin_us,
                                    .n_pages = c->w.kv_pages,
                                    .backend = (td_backend_kind)c->w.backend,
-                                   .gpu = c->w.gpu};
+                                   .gpu = c->w.gpu,
+                                   .ranks_per_gpu = c->ranks_per_gpu};
     t->model_dir = c->w.model;
     t->split = (td_cp_split)c->split;
     t->draft_prenorm = c->w.draft_prenorm;

@@ -40,8 +40,12 @@ void td_harness_open(td_harness *h, const char *dir, const td_harness_options *o
     int draft = !o->without_draft && td_weights_has_draft(ckpt, &h->config);
     must(td_model_kv_layout(&h->config, o->precise, o->kv, draft, &h->layout, &err), &err,
          "layout");
+    td_rank_options all = {.n_ranks = o->n_ranks,
+                           .spin_us = 20,
+                           .backend = o->backend,
+                           .ranks_per_gpu = TD_HARNESS_MAX_RANKS};
     if (o->n_ranks > 1)
-        must(td_comm_group_create(o->n_ranks, 20, DEADLINE_MS, &h->group, &err), &err, "group");
+        must(td_rank_group(&all, TD_COMM_PEER, DEADLINE_MS, &h->group, &err), &err, "group");
     for (uint32_t r = 0; r < o->n_ranks; r++) {
         td_rank_options ro = {.ckpt = ckpt,
                               .config = &h->config,
@@ -52,7 +56,8 @@ void td_harness_open(td_harness *h, const char *dir, const td_harness_options *o
                               .n_ranks = o->n_ranks,
                               .n_threads = 1,
                               .n_pages = o->n_pages,
-                              .backend = o->backend};
+                              .backend = o->backend,
+                              .ranks_per_gpu = TD_HARNESS_MAX_RANKS};
         must(td_rank_open(&h->ranks[r], &ro, &err), &err, "rank");
         td_engine_config config = td_harness_engine(h, r);
         must(td_prefill_create(&config, o->max_tokens, o->max_seqs, &h->prefill[r], &err), &err,

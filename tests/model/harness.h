@@ -15,8 +15,8 @@ typedef struct {
     uint64_t index_scratch_bytes;
     td_cp_split split;
     td_moe_mode moe;
-    td_backend_kind backend;
-    const td_ops *ops; /* NULL: the backend's */
+    td_backend_kind backend; /* cuda: all ranks on GPU 0 */
+    const td_ops *ops;       /* NULL: the backend's */
 } td_harness_options;
 
 typedef struct {

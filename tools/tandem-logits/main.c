@@ -13,8 +13,8 @@ enum { KV_AUTO, KV_FP8, KV_BF16, KV_F32 };
 typedef struct {
     char *model, *ids, *out;
     bool graphs, precise, draft_prenorm, dump_layers;
-    int split, moe, kv, backend;
-    uint32_t ranks, chunk, generate, drafts, threads, gpu;
+    int split, moe, kv, backend, comm;
+    uint32_t ranks, ranks_per_gpu, chunk, generate, drafts, threads, gpu;
 } options;
 
 #define F(name, member, type, def, min, max, help)                                                 \
@@ -24,8 +24,13 @@ static const td_conf_field fields[] = {
     F("ids", ids, STR, NULL, NULL, NULL, "the prompt: a file with a JSON array of token ids"),
     F("out", out, STR, NULL, NULL, NULL, "the safetensors file to write"),
     F("backend", backend, ENUM, "cpu", "cpu|cuda", NULL,
-      "what computes; cuda: one GPU of compute capability 9.0"),
-    F("gpu", gpu, U32, "0", "0", "63", "with backend cuda: which of the visible GPUs"),
+      "what computes; cuda: GPUs of compute capability 9.0"),
+    F("gpu", gpu, U32, "0", "0", "63",
+      "with backend cuda: which of the visible GPUs; with several ranks the first one's"),
+    F("ranks-per-gpu", ranks_per_gpu, U32, "1", "1", "64",
+      "with backend cuda: ranks that share a GPU; rank r is on GPU gpu + r / ranks-per-gpu"),
+    F("comm", comm, ENUM, "peer", "peer|nccl", NULL,
+      "with backend cuda: how ranks reach each other; peer: GPUs read each other's memory"),
     F("graphs", graphs, BOOL, "true", NULL, NULL,
       "with backend cuda: decode steps are recorded and launched as one piece"),
     F("precise", precise, BOOL, "false", NULL, NULL,
@@ -141,6 +146,8 @@ static td_status run(const options *o, td_logits_result *result, td_err *err)
                                      .n_threads = o->threads,
                                      .backend = o->backend == 0 ? TD_BACKEND_CPU : TD_BACKEND_CUDA,
                                      .gpu = o->gpu,
+                                     .ranks_per_gpu = o->ranks_per_gpu,
+                                     .comm = o->comm == 0 ? TD_COMM_PEER : TD_COMM_NCCL,
                                      .no_graphs = !o->graphs,
                                      .dump_layers = o->dump_layers,
                                      .draft_prenorm = o->draft_prenorm};

@@ -52,7 +52,8 @@ static td_rank_options rank_options(const job *j, uint32_t index, uint32_t n_ran
                              .spin_us = SPIN_US,
                              .n_pages = n_pages,
                              .backend = j->o->backend,
-                             .gpu = j->o->gpu};
+                             .gpu = j->o->gpu,
+                             .ranks_per_gpu = j->o->ranks_per_gpu};
 }
 
 static td_engine_config engine_config(const job *j, td_rank *rank, td_comm *comm)
@@ -234,6 +235,19 @@ static td_status run_decoder(job *j, td_rank *rank, td_decode **decode, td_err *
     return st;
 }
 
+/* The cache that the prompt's ranks filled, every one of them with all of it. */
+static td_status take_over(const job *j, const td_rank *from, const td_rank *to, td_err *err)
+{
+    td_status st = TD_OK;
+    for (uint32_t i = 0; i < j->n_pages && st == TD_OK; i++)
+        st = td_rank_stage_out(from, j->pages[i], 0, from->slab.page_stride);
+    if (st == TD_OK)
+        st = td_stream_sync(td_device_stream(from->device), err);
+    for (uint32_t i = 0; i < j->n_pages && st == TD_OK; i++)
+        st = td_rank_take_page(to, from, j->pages[i]);
+    return st == TD_OK ? td_stream_sync(td_device_stream(to->device), err) : st;
+}
+
 /* One rank with whole weights: rank 0's own when it is the only one. */
 static td_status generate(job *j, worker *first, td_err *err)
 {
@@ -241,17 +255,15 @@ static td_status generate(job *j, worker *first, td_err *err)
     td_decode *decode = NULL;
     td_status st = TD_OK;
     if (j->o->n_ranks > 1) {
-        td_rank_options o = rank_options(j, 0, 1, 1);
+        td_rank_options o = rank_options(j, 0, 1, j->n_pages);
         st = td_rank_open(&whole, &o, err);
-        if (st < 0)
-            return st;
+        if (st == TD_OK)
+            st = take_over(j, &first->rank, &whole, err);
         rank = &whole;
     }
-    td_kv_slab own = rank->slab;
-    rank->slab = first->rank.slab; /* the cache that the prompt's ranks filled */
-    st = run_decoder(j, rank, &decode, err);
+    if (st == TD_OK)
+        st = run_decoder(j, rank, &decode, err);
     td_decode_destroy(decode);
-    rank->slab = own;
     td_rank_close(&whole);
     return st;
 }
@@ -332,8 +344,10 @@ static td_status prepare(job *j, td_err *err)
         return td_fail(err, TD_NOMEM, "no memory for %u pages", j->n_pages);
     for (uint32_t i = 0; i < j->n_pages; i++) /* any order will do; not the natural one */
         j->pages[i] = j->n_pages - 1 - i;
-    if (o->n_ranks > 1)
-        st = td_comm_group_create(o->n_ranks, SPIN_US, COMM_DEADLINE_MS, &j->group, err);
+    if (o->n_ranks > 1) {
+        td_rank_options all = rank_options(j, 0, o->n_ranks, j->n_pages);
+        st = td_rank_group(&all, o->comm, COMM_DEADLINE_MS, &j->group, err);
+    }
     return st;
 }
 

@@ -23,7 +23,9 @@ typedef struct {
     int no_graphs; /* enqueue decode steps operation by operation */
     int no_logits; /* only the continuation is wanted */
     td_backend_kind backend;
-    uint32_t gpu;                /* cuda: which one */
+    uint32_t gpu;                /* cuda: rank 0's */
+    uint32_t ranks_per_gpu;      /* cuda: ranks that share one; 0: 1 */
+    td_comm_form comm;           /* cuda: how ranks reach each other */
     const td_ops *ops;           /* NULL: the backend's */
     const td_sampling *sampling; /* NULL: greedy */
 } td_logits_options;

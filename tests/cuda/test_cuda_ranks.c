@@ -1,0 +1,127 @@
+/* Several ranks on one GPU: the goldens, and the CPU's numbers with the same ranks;
+ * context-parallel prefill with both splits and both MoE modes. */
+#include "tests/cuda/cuda_test.h"
+#include "tests/model/golden_set.h"
+
+TD_TEST_MAIN
+
+#define MAX_RANKS 4
+
+static void need_gpu(void)
+{
+    ct_gpu g = ct_open();
+    ct_close(&g);
+}
+
+static td_logits_options on_cuda(td_logits_options o)
+{
+    o.backend = TD_BACKEND_CUDA;
+    o.ranks_per_gpu = MAX_RANKS;
+    return o;
+}
+
+static void golden_on_ranks(const char *name, td_moe_mode moe)
+{
+    need_gpu();
+    td_golden_set s = td_golden_open(name);
+    for (uint32_t n = 2; n <= 3; n++)
+        for (int split = 0; split < 2; split++) {
+            char what[100];
+            td_logits_options o = td_golden_precise();
+            o.n_ranks = n;
+            o.split = split == 0 ? TD_CP_ROUND_ROBIN : TD_CP_IN_SEQ;
+            o.moe = moe;
+            o.drafts = n - 1;
+            o.chunk = split == 0 ? 0 : 64;
+            o.dump_layers = 1;
+            td_logits_result gpu = td_golden_run(&s, on_cuda(o)), cpu = td_golden_run(&s, o);
+            snprintf(what, sizeof(what), "%s, %u ranks, %s, %s", name, n, td_cp_split_name(o.split),
+                     td_moe_mode_name(moe));
+            td_golden_check_precise(&s, &gpu, what);
+            td_golden_check_last_row(&s, &gpu);
+            double most = td_max_difference(cpu.logits, gpu.logits, s.n_ids * s.vocab);
+            printf("  from the CPU with as many ranks: %.2e\n", most);
+            TD_TRUE(most <= TD_GOLDEN_PRECISE_BOUND);
+            TD_MEM(cpu.generated, gpu.generated, TD_GOLDEN_N_GREEDY * sizeof(int32_t));
+            td_logits_free(&gpu);
+            td_logits_free(&cpu);
+        }
+    td_golden_close(&s);
+}
+
+TEST(precise_bf16_on_2_and_3_ranks_with_both_splits_fused)
+{
+    golden_on_ranks("v32-bf16", TD_MOE_FUSED);
+}
+
+TEST(precise_bf16_on_2_and_3_ranks_with_both_splits_ep)
+{
+    golden_on_ranks("v32-bf16", TD_MOE_EP);
+}
+
+TEST(precise_fp8_on_2_and_3_ranks_with_both_splits_fused)
+{
+    golden_on_ranks("v32-fp8", TD_MOE_FUSED);
+}
+
+TEST(precise_fp8_on_2_and_3_ranks_with_both_splits_ep)
+{
+    golden_on_ranks("v32-fp8", TD_MOE_EP);
+}
+
+TEST(quantised_on_2_and_3_ranks_is_within_the_golden_bounds)
+{
+    need_gpu();
+    static const char *const names[] = {"v32-bf16", "v32-fp8"};
+    for (int i = 0; i < 2; i++) {
+        td_golden_set s = td_golden_open(names[i]);
+        for (uint32_t n = 2; n <= 3; n++) {
+            td_logits_options o = {.kv = TD_KV_FP8, .dump_layers = 1, .chunk = 64, .n_ranks = n};
+            o.moe = n == 2 ? TD_MOE_FUSED : TD_MOE_EP;
+            td_logits_result r = td_golden_run(&s, on_cuda(o));
+            td_golden_check_quantised(&s, &r, 0);
+            td_logits_free(&r);
+        }
+        td_golden_close(&s);
+    }
+}
+
+/* A prompt's bits depend neither on the split nor on chunks; two runs have the same. */
+TEST(quantised_bits_are_the_same_for_both_splits_in_chunks_and_again)
+{
+    need_gpu();
+    td_golden_set s = td_golden_open("v32-fp8");
+    for (int moe = 0; moe < 2; moe++) {
+        td_logits_options o = {.kv = TD_KV_FP8, .n_ranks = 3, .generate = 32};
+        o.moe = moe == 0 ? TD_MOE_FUSED : TD_MOE_EP;
+        td_logits_result want = td_golden_run(&s, on_cuda(o));
+        for (int i = 0; i < 3; i++) {
+            o.split = i == 1 ? TD_CP_IN_SEQ : TD_CP_ROUND_ROBIN;
+            o.chunk = i == 2 ? 64 : 0;
+            td_logits_result r = td_golden_run(&s, on_cuda(o));
+            TD_MEM(want.logits, r.logits, s.n_ids * s.vocab * sizeof(float));
+            TD_MEM(want.generated, r.generated, 32 * sizeof(int32_t));
+            td_logits_free(&r);
+        }
+        td_logits_free(&want);
+    }
+    td_golden_close(&s);
+}
+
+TEST(ranks_that_find_no_gpu_are_refused_by_name)
+{
+    need_gpu();
+    td_golden_set s = td_golden_open("v32-fp8");
+    td_logits_result r;
+    td_err err = {0};
+    td_logits_options o = {.model = s.dir,
+                           .kv = TD_KV_FP8,
+                           .n_ranks = 2,
+                           .backend = TD_BACKEND_CUDA,
+                           .gpu = 62,
+                           .ranks_per_gpu = 1};
+    TD_EQ(TD_UNSUPPORTED, td_logits_run(&o, s.ids, s.n_ids, &r, &err));
+    TD_TRUE(strstr(err.text, "GPU 62 was asked for") != NULL);
+    td_logits_free(&r);
+    td_golden_close(&s);
+}
