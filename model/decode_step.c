@@ -144,8 +144,11 @@ td_status td_decode_create(const td_engine_config *config, uint32_t max_seqs, ui
     if (max_seqs == 0 || max_seqs > 65536 || max_drafts > TD_DECODE_MAX_DRAFTS || pad_seqs > 65536)
         return td_fail(err, TD_CONFIG, "decode: %u sequences with %u drafts: at most %d drafts",
                        max_seqs, max_drafts, TD_DECODE_MAX_DRAFTS);
-    if (config->weights->n_ranks != 1)
-        return td_fail(err, TD_CONFIG, "decode: weights of one rank of %d",
+    if (config->weights->n_ranks != 1 && !config->weights->tensor)
+        return td_fail(err, TD_CONFIG, "decode: weights of one context-parallel rank of %d",
+                       config->weights->n_ranks);
+    if (config->weights->n_ranks != 1 && config->graphs)
+        return td_fail(err, TD_CONFIG, "decode: steps of %d ranks cannot be recorded",
                        config->weights->n_ranks);
     if (max_drafts > 0 && config->layout->draft_layer < 0)
         return td_fail(err, TD_CONFIG, "decode: %u drafts, but there is no draft layer",
@@ -556,8 +559,10 @@ td_status td_decode_run(td_decode *decode, td_decode_result *results, uint32_t *
         fill_sequence(decode, b);
     f->err->status = TD_OK;
     td_status st = enqueue(decode);
-    if (st < 0)
+    if (st < 0) {
+        td_forward_abandon(f);
         return f->err->status < 0 ? st : td_forward_failed(f, "copy", st);
+    }
     for (int32_t b = 0; b < decode->n; b++)
         conclude(decode, b, &results[b]);
     *n_results = (uint32_t)decode->n;

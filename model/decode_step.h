@@ -1,8 +1,14 @@
-/* decode_step.h - the decoder of one rank: continuous batching with chained drafts (model-spec
+/* decode_step.h - the decoder: continuous batching with chained drafts (model-spec
  * A.12, D.3, D.4; the hand-over of D.5 as tandem does it). A sequence joins with its prompt's KV in
  * the cache, its first token and the hidden state of the prompt's last position; every step drafts
  * up to k tokens, verifies them in batch x (k+1) rows and keeps what the target itself would have
- * drawn. A sequence's tokens depend neither on the others of the batch nor on k. */
+ * drawn. A sequence's tokens depend neither on the others of the batch nor on k.
+ * Tensor-parallel ranks (weights cut with `tensor`) have a decoder each, on a thread each. All are
+ * given the same joins, leaves and runs in the same order, and each needs all of a prompt's KV in
+ * its own pages. A rank computes its heads and its slices of every MLP for all rows; their parts
+ * are gathered and summed in rank order in f32, then rounded once; all else is computed on every
+ * rank, from equal bits, so that all come to the same tokens without telling each other. A step
+ * that fails on one rank aborts the group. */
 #ifndef TD_MODEL_DECODE_STEP_H
 #define TD_MODEL_DECODE_STEP_H
 #include "model/engine.h"

@@ -185,7 +185,7 @@ static void alloc_rows(td_forward *f, const taker *t)
 static void alloc_attention(td_forward *f, const taker *t)
 {
     const td_model_config *c = &f->w->config;
-    int32_t n = f->tile, heads = c->n_heads, latent = c->kv_lora_rank + c->qk_rope_dim;
+    int32_t n = f->tile, heads = f->heads, latent = c->kv_lora_rank + c->qk_rope_dim;
     int32_t index_q = c->index_n_heads * c->index_dim;
     size_t a = f->act_bytes;
     f->qa = take(t, n, c->q_lora_rank, a);
@@ -232,6 +232,8 @@ static void alloc_mlp(td_forward *f, const taker *t)
     f->mlp_q = take(t, rows, wide, 1);
     f->mlp_s = take(t, rows, groups(wide), sizeof(float));
     f->y = f->ysum = take(t, all, d, sizeof(float));
+    if (f->n_parts > 1)
+        f->parts = take(t, (int64_t)f->n_parts * n, d, sizeof(float));
     if (f->n_ranks == 1)
         return;
     f->ysum = take(t, n, d, sizeof(float));
@@ -277,7 +279,9 @@ td_status td_forward_init(td_forward *f, const td_engine_config *config, int32_t
                       .kv_base = config->kv_base,
                       .n_pages = config->n_pages,
                       .max_context = config->max_context,
-                      .n_ranks = config->weights->n_ranks,
+                      .n_ranks = config->weights->tensor ? 1 : config->weights->n_ranks,
+                      .n_parts = config->weights->tensor ? config->weights->n_ranks : 1,
+                      .heads = config->weights->head_hi - config->weights->head_lo,
                       .max_rows = max_rows,
                       .tile = tile < max_rows ? tile : max_rows,
                       .act = config->weights->act,
@@ -356,6 +360,22 @@ td_status td_forward_draft_input(td_forward *f, const int32_t *ids, const void *
     td_operand in = {f->cat, f->cat_q, f->cat_s, n};
     TD_TRY(td_forward_linear(f, &l->eh, in, f->act, f->res, 0));
     return td_forward_norm(f, n, l->input_norm, 1, 1);
+}
+
+td_status td_forward_sum(td_forward *f, const float *part, int32_t n)
+{
+    int32_t d = f->w->config.hidden_size;
+    int64_t size = (int64_t)n * d;
+    if (f->n_parts > 1) {
+        td_status st =
+            td_comm_all_gather(f->comm, part, (size_t)size * sizeof(float), f->parts, f->stream);
+        if (st < 0)
+            return td_forward_failed(f, "all_gather", st);
+        part = f->parts;
+    }
+    TD_OP(f, sum_partials, .parts = part, .y = f->h, .P = f->n_parts, .T = n, .D = d,
+          .part_stride = size, .act = f->act);
+    return TD_OK;
 }
 
 td_status td_forward_rest(td_forward *f, int32_t layer, const td_rows *rows, int32_t *selected_out)

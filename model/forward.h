@@ -39,7 +39,10 @@ typedef struct {
     const td_kv_layout *layout;
     unsigned char *kv_base;
     uint32_t n_pages, max_context;
-    int32_t n_ranks, max_rows; /* of this rank */
+    int32_t n_ranks, max_rows; /* ranks that split the rows (1 when they split heads); rows of this
+                                  rank */
+    int32_t n_parts;           /* ranks that split heads and widths, all with all rows; else 1 */
+    int32_t heads;             /* of this rank */
     int32_t tile;              /* rows that attention works on at a time */
     int64_t index_scratch;     /* floats in index_y */
     td_dtype act;
@@ -85,8 +88,9 @@ typedef struct {
     void *mlp_gate, *mlp_up; /* [T, I] act; the product overwrites mlp_gate */
     uint8_t *mlp_q;
     float *mlp_s;
-    float *y;    /* [T, D] f32 partial sums */
-    float *ysum; /* [n, D] f32 */
+    float *y;     /* [T, D] f32 partial sums */
+    float *ysum;  /* [n, D] f32 */
+    float *parts; /* [n_parts, n, D] f32, of all ranks; NULL when n_parts is 1 */
     /* MoE by experts' owners: cap = max_rows rows from and to each rank */
     int32_t *ep_rows, *ep_counts, *ep_slot, *ep_recv_counts, *ep_back_counts;
     void *ep_x; /* [P, cap, D] to send */
@@ -143,6 +147,8 @@ td_status td_forward_attention(td_forward *f, int32_t layer, const td_rows *rows
                                int32_t *selected_out);
 /* From x: h = MLP or MoE of n rows. */
 td_status td_forward_mlp(td_forward *f, int32_t layer, int32_t n);
+/* h = the sum over the parts of every rank [n, D], in rank order, rounded once. */
+td_status td_forward_sum(td_forward *f, const float *part, int32_t n);
 /* attention, norm, mlp. Afterwards res and h want the next norm. */
 td_status td_forward_rest(td_forward *f, int32_t layer, const td_rows *rows, int32_t *selected_out);
 /* logits [m, V] f32 of m rows [m, D] act. */

@@ -59,7 +59,7 @@ static td_status queries(td_forward *f, const td_layer_weights *l, const td_rows
                          int32_t m)
 {
     const td_model_config *c = &f->w->config;
-    int heads = c->n_heads, nope = c->qk_nope_dim, rope = c->qk_rope_dim, dim = c->kv_lora_rank;
+    int heads = f->heads, nope = c->qk_nope_dim, rope = c->qk_rope_dim, dim = c->kv_lora_rank;
     int q_dim = nope + rope, latent = dim + rope, rank = c->q_lora_rank, d = c->hidden_size;
     int fp8 = f->xq != NULL;
     td_operand in = {.x = td_at(f->x, at, d, f->act_bytes), .m = m};
@@ -71,6 +71,8 @@ static td_status queries(td_forward *f, const td_layer_weights *l, const td_rows
     TD_OP(f, rmsnorm, .x = f->qa, .w = l->q_a_norm, .y = f->qa, .q = fp8 ? f->qa_q : NULL,
           .qs = fp8 ? f->qa_s : NULL, .T = m, .D = rank, .x_stride = rank, .y_stride = rank,
           .eps = latent_eps(f), .ue8m0 = c->ue8m0, .act = f->act);
+    if (heads == 0) /* the indexer needs qa on every rank */
+        return TD_OK;
     td_operand qr = {f->qa, f->qa_q, f->qa_s, m};
     TD_TRY(td_forward_linear(f, &l->q_b, qr, f->act, f->q, 0));
     TD_OP(f, head_gemm, .x = f->q, .w = l->w_uk, .y = f->qf, .T = m, .H = heads, .N = dim,
@@ -132,13 +134,15 @@ static td_status select_positions(td_forward *f, int32_t layer, const td_rows *r
     return TD_OK;
 }
 
-/* Attention of m rows from row at into f->h. */
-static td_status attend(td_forward *f, int32_t layer, const td_rows *rows, int32_t at, int32_t m)
+/* What the heads of this rank see, m rows: f->o [m, H v]. */
+static td_status mix(td_forward *f, int32_t layer, const td_rows *rows, int32_t at, int32_t m)
 {
     const td_model_config *c = &f->w->config;
     const td_layer_weights *l = &f->w->layers[layer];
-    int heads = c->n_heads, dim = c->kv_lora_rank, v = c->v_dim;
+    int heads = f->heads, dim = c->kv_lora_rank, v = c->v_dim;
     td_rows_view view = {rows->seq + at, rows->len + at, rows->block_table, rows->max_pages};
+    if (heads == 0)
+        return TD_OK;
     TD_OP(f, sparse_mla, .q = f->qf, .selected = f->selected, .kv = kv_view(f, layer, TD_KV_LATENT),
           .rows = view, .u = f->u, .T = m, .H = heads, .C = dim, .R = c->qk_rope_dim,
           .k = c->index_topk, .scale = f->attn_scale, .act = f->act);
@@ -148,9 +152,20 @@ static td_status attend(td_forward *f, int32_t layer, const td_rows *rows, int32
     if (l->o.dtype == TD_E4M3)
         TD_OP(f, quant, .x = f->o, .q = f->o_q, .qs = f->o_s, .T = m, .K = heads * v,
               .x_stride = (int64_t)heads * v, .ue8m0 = c->ue8m0);
+    return TD_OK;
+}
+
+/* Attention of m rows from row at: into f->h, or this rank's part of it into f->y. */
+static td_status attend(td_forward *f, int32_t layer, const td_rows *rows, int32_t at, int32_t m)
+{
+    int32_t d = f->w->config.hidden_size;
     td_operand in = {f->o, f->o_q, f->o_s, m};
-    return td_forward_linear(f, &l->o, in, f->act, td_at(f->h, at, c->hidden_size, f->act_bytes),
-                             0);
+    TD_TRY(mix(f, layer, rows, at, m));
+    if (f->n_parts > 1)
+        return td_forward_linear(f, &f->w->layers[layer].o, in, TD_F32,
+                                 td_at(f->y, at, d, sizeof(float)), 0);
+    return td_forward_linear(f, &f->w->layers[layer].o, in, f->act,
+                             td_at(f->h, at, d, f->act_bytes), 0);
 }
 
 td_status td_forward_attention(td_forward *f, int32_t layer, const td_rows *rows,
@@ -166,5 +181,5 @@ td_status td_forward_attention(td_forward *f, int32_t layer, const td_rows *rows
             TD_TRY(td_stream_copy(f->stream, selected_out + at * k, f->selected,
                                   (size_t)(m * k) * sizeof(int32_t)));
     }
-    return TD_OK;
+    return f->n_parts > 1 ? td_forward_sum(f, f->y, rows->n) : TD_OK;
 }

@@ -159,8 +159,5 @@ td_status td_forward_mlp(td_forward *f, int32_t layer, int32_t n)
         TD_TRY(expert_parallel(f, l, n));
     if (ep && (!l->is_moe || f->w->config.n_shared_experts > 0))
         TD_TRY(dense(f, &l->mlp, own, f->ysum, l->is_moe));
-    TD_OP(f, sum_partials, .parts = f->ysum, .y = f->h, .P = 1, .T = n,
-          .D = f->w->config.hidden_size, .part_stride = (int64_t)n * f->w->config.hidden_size,
-          .act = f->act);
-    return TD_OK;
+    return td_forward_sum(f, f->ysum, n);
 }

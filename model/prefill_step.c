@@ -87,6 +87,8 @@ td_status td_prefill_create(const td_engine_config *config, uint32_t max_tokens,
     if (max_tokens == 0 || max_tokens > 1u << 24 || max_seqs == 0 || max_seqs > 65536)
         return td_fail(err, TD_CONFIG, "prefill: steps of %u tokens and %u requests", max_tokens,
                        max_seqs);
+    if (config->weights->tensor)
+        return td_fail(err, TD_CONFIG, "prefill: weights of a tensor-parallel decoder");
     td_prefill *p = calloc(1, sizeof(*p));
     if (p == NULL)
         return td_fail(err, TD_NOMEM, "prefill: no memory");

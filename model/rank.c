@@ -37,7 +37,8 @@ td_status td_rank_open(td_rank *rank, const td_rank_options *o, td_err *err)
     td_weights_options weights = {.precise = o->precise,
                                   .moe = o->moe,
                                   .rank = (int32_t)o->rank,
-                                  .n_ranks = (int32_t)o->n_ranks};
+                                  .n_ranks = (int32_t)o->n_ranks,
+                                  .tensor = o->tensor};
     td_backend_options backend = {o->backend, o->n_threads, o->spin_us, gpu_of(o, o->rank)};
     td_status st = td_backend_open(&backend, &rank->device, &rank->ops, err);
     if (st == TD_OK)

@@ -12,6 +12,7 @@ typedef struct {
     const td_kv_layout *layout; /* outlives the rank */
     int precise, poison;
     td_moe_mode moe;
+    int tensor; /* ranks of a tensor-parallel decoder, not of a prefill; moe: fused */
     uint32_t rank, n_ranks, n_threads, spin_us, n_pages;
     td_backend_kind backend;
     uint32_t gpu;           /* cuda: rank 0's; rank r is on GPU gpu + r / ranks_per_gpu */

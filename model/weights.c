@@ -128,13 +128,29 @@ static void store_act(const td_weights_reader *r, const float *from, size_t n, v
             ((td_bf16 *)to)[i] = td_f32_to_bf16(from[i]);
 }
 
+/* The rank's heads, in whole blocks of q_b's rows and o's columns. */
+static void cut_heads(const td_weights_reader *r)
+{
+    const td_model_config *c = r->config;
+    int fp8 = c->fp8 && !r->options->precise;
+    int32_t q_dim = c->qk_nope_dim + c->qk_rope_dim, unit = 1;
+    td_weights *w = r->out;
+    w->head_hi = c->n_heads;
+    if (!r->options->tensor)
+        return;
+    while ((fp8 && unit * q_dim % CUT_FP8 != 0) || unit * c->v_dim % (fp8 ? CUT_FP8 : CUT_OTHER))
+        unit++;
+    td_cut_width(c->n_heads, unit, r->options->n_ranks, r->options->rank, &w->head_lo, &w->head_hi);
+}
+
 /* kv_b_proj [H, nope + v, C] in its absorbed halves (model-spec A.5): W_UK transposed, W_UV as it
  * stands, both dequantised. */
 static void read_absorbed(td_weights_reader *r, const char *layer, td_layer_weights *out)
 {
     const td_model_config *c = r->config;
     size_t nope = (size_t)c->qk_nope_dim, v = (size_t)c->v_dim, dim = (size_t)c->kv_lora_rank;
-    size_t heads = (size_t)c->n_heads, act = td_dtype_bytes(r->out->act);
+    size_t first = (size_t)r->out->head_lo, heads = (size_t)r->out->head_hi - first;
+    size_t act = td_dtype_bytes(r->out->act);
     td_matrix m = td_read_matrix(r, layer, "self_attn.kv_b_proj.weight",
                                  c->n_heads * (c->qk_nope_dim + c->v_dim), c->kv_lora_rank);
     out->w_uk = td_read_alloc(r, heads * dim * nope * act);
@@ -146,7 +162,8 @@ static void read_absorbed(td_weights_reader *r, const char *layer, td_layer_weig
         r->st = td_fail(r->err, TD_NOMEM, "weights: no memory for %s", layer);
     td_stream *stream = td_device_stream(r->out->device);
     for (size_t h = 0; h < heads && r->st == TD_OK; h++) {
-        td_read_host_f32(r, &m, (int32_t)(h * (nope + v)), (int32_t)((h + 1) * (nope + v)), head);
+        size_t row = (first + h) * (nope + v);
+        td_read_host_f32(r, &m, (int32_t)row, (int32_t)(row + nope + v), head);
         for (size_t j = 0; j < nope; j++)
             for (size_t k = 0; k < dim; k++)
                 turned[k * nope + j] = head[j * dim + k];
@@ -167,21 +184,30 @@ static void read_absorbed(td_weights_reader *r, const char *layer, td_layer_weig
     free(cast);
 }
 
+static td_linear read_cut(td_weights_reader *r, const char *prefix, const char *name,
+                          int32_t n_rows, int32_t n_cols, const td_cut *cut)
+{
+    td_matrix m = td_read_matrix(r, prefix, name, n_rows, n_cols);
+    return td_read_linear(r, &m, cut, td_read_dtype(r, &m));
+}
+
 static void read_attention(td_weights_reader *r, const char *layer, td_layer_weights *out)
 {
     const td_model_config *c = r->config;
-    int32_t d = c->hidden_size, q_dim = c->n_heads * (c->qk_nope_dim + c->qk_rope_dim);
+    int32_t d = c->hidden_size, q_dim = c->qk_nope_dim + c->qk_rope_dim;
+    td_cut q_rows = {r->out->head_lo * q_dim, r->out->head_hi * q_dim, 0, c->q_lora_rank};
+    td_cut o_cols = {0, d, r->out->head_lo * c->v_dim, r->out->head_hi * c->v_dim};
     char p[TD_ST_MAX_NAME_BYTES];
     snprintf(p, sizeof(p), "%sself_attn.", layer);
     out->input_norm = td_read_vector(r, layer, "input_layernorm.weight", d);
     out->post_norm = td_read_vector(r, layer, "post_attention_layernorm.weight", d);
     out->q_a = td_read_whole(r, p, "q_a_proj.weight", c->q_lora_rank, d);
     out->q_a_norm = td_read_vector(r, p, "q_a_layernorm.weight", c->q_lora_rank);
-    out->q_b = td_read_whole(r, p, "q_b_proj.weight", q_dim, c->q_lora_rank);
+    out->q_b = read_cut(r, p, "q_b_proj.weight", c->n_heads * q_dim, c->q_lora_rank, &q_rows);
     out->kv_a =
         td_read_whole(r, p, "kv_a_proj_with_mqa.weight", c->kv_lora_rank + c->qk_rope_dim, d);
     out->kv_a_norm = td_read_vector(r, p, "kv_a_layernorm.weight", c->kv_lora_rank);
-    out->o = td_read_whole(r, p, "o_proj.weight", d, c->n_heads * c->v_dim);
+    out->o = read_cut(r, p, "o_proj.weight", d, c->n_heads * c->v_dim, &o_cols);
     out->index_q =
         td_read_whole(r, p, "indexer.wq_b.weight", c->index_n_heads * c->index_dim, c->q_lora_rank);
     out->index_k = td_read_whole(r, p, "indexer.wk.weight", c->index_dim, d);
@@ -260,6 +286,7 @@ td_status td_weights_load(const td_checkpoint *ckpt, const td_model_config *conf
     w->moe = options->moe;
     w->rank = options->rank;
     w->n_ranks = options->n_ranks;
+    w->tensor = options->tensor;
     w->device = device;
     w->n_layers = config->n_layers;
     w->has_draft = td_weights_has_draft(ckpt, config);
@@ -271,6 +298,9 @@ td_status td_weights_load(const td_checkpoint *ckpt, const td_model_config *conf
     if (!options->precise && config->index_dim != 128)
         r.st = td_fail(err, TD_UNSUPPORTED, "index_head_dim %d: quantised mode takes 128 only",
                        config->index_dim);
+    if (options->tensor && options->moe != TD_MOE_FUSED)
+        r.st = td_fail(err, TD_CONFIG, "tensor-parallel ranks with whole experts: not supported");
+    cut_heads(&r);
     read_ends(&r);
     for (int32_t i = 0; i < w->n_layers && r.st == TD_OK; i++)
         read_layer(&r, i, &w->layers[i]);

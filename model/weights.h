@@ -3,8 +3,8 @@
  *   quantised mode: e4m3 weights with their scales as stored, bf16 weights as stored, kv_b_proj
  *   dequantised to bf16 for the absorbed form; what is used as f32 (gate, the indexer's
  *   weights_proj, head; model-spec A.10) may be stored as f32, any other f32 matrix is taken only
- * if bf16 holds it exactly.    precise mode: everything f32. Attention, indexer, gate, embedding
- * and head are whole on every rank. */
+ * if bf16 holds it exactly.    precise mode: everything f32. Attention (without `tensor`),
+ * indexer, gate, embedding and head are whole on every rank. */
 #ifndef TD_MODEL_WEIGHTS_H
 #define TD_MODEL_WEIGHTS_H
 #include "common/device/device.h"
@@ -37,6 +37,7 @@ typedef struct {          /* E experts of this rank, [expert_lo, expert_hi) */
 typedef struct {
     float *input_norm, *post_norm, *q_a_norm, *kv_a_norm; /* f32 whatever the file has */
     td_linear q_a, q_b, kv_a, o;
+    /* H: the rank's heads. q_b [H (nope + rope), ..], o [D, H v] */
     void *w_uk; /* [H, C, nope] act: q~ = w_uk q_nope (transposed from kv_b_proj) */
     void *w_uv; /* [H, v, C]    act: o = w_uv u */
     td_linear index_q, index_k, index_w; /* wq_b, wk, weights_proj */
@@ -57,6 +58,9 @@ typedef struct {
     td_dtype act; /* bf16, or f32 in precise mode */
     td_moe_mode moe;
     int32_t rank, n_ranks;
+    int tensor;               /* ranks split heads and widths, not rows */
+    int32_t head_lo, head_hi; /* this rank's attention heads; all of them, or with `tensor` maybe
+                                 none */
     void *embed;              /* [V, D] act */
     td_linear head;           /* [V, D] */
     float *final_norm;        /* [D] */
@@ -73,6 +77,7 @@ typedef struct {
     int precise;
     td_moe_mode moe;
     int32_t rank, n_ranks;
+    int tensor; /* cut the heads, too: the ranks of a tensor-parallel decoder. moe: fused */
 } td_weights_options;
 
 /* TD_CONFIG: a tensor is missing or has another shape or dtype than config.json asks for (names it,

@@ -14,7 +14,7 @@ typedef struct {
     char *model, *ids, *out;
     bool graphs, precise, draft_prenorm, dump_layers;
     int split, moe, kv, backend, comm;
-    uint32_t ranks, ranks_per_gpu, chunk, generate, drafts, threads, gpu;
+    uint32_t ranks, tp, ranks_per_gpu, chunk, generate, drafts, threads, gpu;
 } options;
 
 #define F(name, member, type, def, min, max, help)                                                 \
@@ -36,6 +36,8 @@ static const td_conf_field fields[] = {
     F("precise", precise, BOOL, "false", NULL, NULL,
       "compute in f32 without quantising (slow; for comparisons)"),
     F("ranks", ranks, U32, "1", "1", "64", "context-parallel ranks of the prompt's forward pass"),
+    F("tp", tp, U32, "1", "1", "64",
+      "tensor-parallel ranks of the continuation: each has a share of the heads and of every MLP"),
     F("split", split, ENUM, "round-robin", "round-robin|in-seq", NULL,
       "how the prompt's tokens are split over the ranks"),
     F("moe", moe, ENUM, "fused", "fused|ep", NULL,
@@ -138,6 +140,7 @@ static td_status run(const options *o, td_logits_result *result, td_err *err)
                                            : o->precise     ? TD_KV_F32
                                                             : TD_KV_FP8,
                                      .n_ranks = o->ranks,
+                                     .tensor = o->tp,
                                      .split = o->split == 0 ? TD_CP_ROUND_ROBIN : TD_CP_IN_SEQ,
                                      .moe = o->moe == 0 ? TD_MOE_FUSED : TD_MOE_EP,
                                      .chunk = o->chunk,

@@ -1,16 +1,15 @@
 #include "tools/tandem-logits/run.h"
 
 #include "common/base/clock.h"
-#include "model/decode_step.h"
 #include "model/prefill_step.h"
 #include "model/rank.h"
+#include "tools/tandem-logits/generate.h"
 
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
 #define SPIN_US 50
-#define COMM_DEADLINE_MS 600000
 
 typedef struct {
     const td_logits_options *o;
@@ -38,34 +37,35 @@ typedef struct { /* one rank and its thread */
     td_err err;
 } worker;
 
-static td_rank_options rank_options(const job *j, uint32_t index, uint32_t n_ranks,
-                                    uint32_t n_pages)
+td_rank_options td_logits_rank_options(const td_logits_options *o, const td_checkpoint *ckpt,
+                                       const td_model_config *config, const td_kv_layout *layout,
+                                       uint32_t n_pages)
 {
-    return (td_rank_options){.ckpt = j->ckpt,
-                             .config = &j->out->config,
-                             .layout = &j->layout,
-                             .precise = j->o->precise,
-                             .moe = j->o->moe,
-                             .rank = index,
-                             .n_ranks = n_ranks,
-                             .n_threads = td_rank_threads(j->o->n_threads, n_ranks),
+    return (td_rank_options){.ckpt = ckpt,
+                             .config = config,
+                             .layout = layout,
+                             .precise = o->precise,
+                             .moe = o->moe,
+                             .n_ranks = o->n_ranks,
+                             .n_threads = td_rank_threads(o->n_threads, o->n_ranks),
                              .spin_us = SPIN_US,
                              .n_pages = n_pages,
-                             .backend = j->o->backend,
-                             .gpu = j->o->gpu,
-                             .ranks_per_gpu = j->o->ranks_per_gpu};
+                             .backend = o->backend,
+                             .gpu = o->gpu,
+                             .ranks_per_gpu = o->ranks_per_gpu};
 }
 
-static td_engine_config engine_config(const job *j, td_rank *rank, td_comm *comm)
+td_engine_config td_logits_engine(const td_logits_options *o, const td_kv_layout *layout,
+                                  uint32_t n_ids, td_rank *rank, td_comm *comm)
 {
-    if (j->o->ops != NULL)
-        rank->ops = j->o->ops;
-    td_engine_config c = td_rank_engine(rank, &j->layout, comm);
-    uint32_t need = j->n_ids + j->o->generate;
+    if (o->ops != NULL)
+        rank->ops = o->ops;
+    td_engine_config c = td_rank_engine(rank, layout, comm);
+    uint32_t need = n_ids + o->generate;
     c.max_context = need < c.max_context ? need : c.max_context;
-    c.split = j->o->split;
-    c.draft_prenorm = j->o->draft_prenorm;
-    c.graphs = c.graphs && !j->o->no_graphs;
+    c.split = o->split;
+    c.draft_prenorm = o->draft_prenorm;
+    c.graphs = c.graphs && !o->no_graphs;
     return c;
 }
 
@@ -134,13 +134,14 @@ static td_status run_chunks(worker *w)
 static td_status open_rank(worker *w)
 {
     job *j = w->job;
-    uint32_t n_ranks = j->o->n_ranks;
-    td_rank_options o = rank_options(j, w->index, n_ranks, j->n_pages);
+    td_rank_options o =
+        td_logits_rank_options(j->o, j->ckpt, &j->out->config, &j->layout, j->n_pages);
+    o.rank = w->index;
     td_status st = td_rank_open(&w->rank, &o, &w->err);
     if (st < 0)
         return st;
     td_comm *comm = j->group == NULL ? NULL : td_comm_group_rank(j->group, w->index);
-    td_engine_config config = engine_config(j, &w->rank, comm);
+    td_engine_config config = td_logits_engine(j->o, &j->layout, j->n_ids, &w->rank, comm);
     st = td_prefill_create(&config, chunk_of(j), 1, &w->prefill, &w->err);
     if (st == TD_OK && w->index == 0)
         st = td_device_alloc(w->rank.device, td_model_hidden_bytes(&j->out->config, j->o->precise),
@@ -198,74 +199,18 @@ static td_status run_ranks(worker *workers, uint32_t n, td_err *err)
     return st;
 }
 
-static td_status run_decoder(job *j, td_rank *rank, td_decode **decode, td_err *err)
+static td_status generate(const job *j, td_rank *rank, td_err *err)
 {
-    td_logits_result *out = j->out;
-    td_decode_result step;
-    uint32_t n_steps = 0;
-    td_engine_config config = engine_config(j, rank, NULL);
-    td_status st = td_decode_create(&config, 1, j->o->drafts, 0, decode, err);
-    if (st < 0)
-        return st;
-    out->graphs = *td_decode_graphs_report(*decode);
-    td_decode_seq seq = {.prompt_len = (int32_t)j->n_ids,
-                         .first_token = j->first_token,
-                         .hidden = j->hidden,
+    td_continuation c = {.o = j->o,
+                         .ckpt = j->ckpt,
+                         .layout = &j->layout,
                          .pages = j->pages,
                          .n_pages = j->n_pages,
-                         .max_new_tokens = (int32_t)j->o->generate - 1,
-                         .max_drafts = j->o->drafts};
-    td_sampling_init(&seq.sampling);
-    if (j->o->sampling != NULL)
-        seq.sampling = *j->o->sampling;
-    out->generated[out->n_generated++] = j->first_token;
-    st = td_decode_join(*decode, 0, &seq, err);
-    int64_t start = td_now_ns();
-    while (st == TD_OK && out->n_generated < j->o->generate) {
-        st = td_decode_run(*decode, &step, &n_steps, err);
-        if (st < 0)
-            break;
-        memcpy(out->generated + out->n_generated, step.tokens, step.n_tokens * sizeof(int32_t));
-        out->n_generated += step.n_tokens;
-        out->n_steps++;
-        out->n_drafted += step.n_drafted;
-        out->n_accepted += step.n_accepted;
-    }
-    out->decode_s = (double)(td_now_ns() - start) / TD_NS_PER_S;
-    return st;
-}
-
-/* The cache that the prompt's ranks filled, every one of them with all of it. */
-static td_status take_over(const job *j, const td_rank *from, const td_rank *to, td_err *err)
-{
-    td_status st = TD_OK;
-    for (uint32_t i = 0; i < j->n_pages && st == TD_OK; i++)
-        st = td_rank_stage_out(from, j->pages[i], 0, from->slab.page_stride);
-    if (st == TD_OK)
-        st = td_stream_sync(td_device_stream(from->device), err);
-    for (uint32_t i = 0; i < j->n_pages && st == TD_OK; i++)
-        st = td_rank_take_page(to, from, j->pages[i]);
-    return st == TD_OK ? td_stream_sync(td_device_stream(to->device), err) : st;
-}
-
-/* One rank with whole weights: rank 0's own when it is the only one. */
-static td_status generate(job *j, worker *first, td_err *err)
-{
-    td_rank whole = {0}, *rank = &first->rank;
-    td_decode *decode = NULL;
-    td_status st = TD_OK;
-    if (j->o->n_ranks > 1) {
-        td_rank_options o = rank_options(j, 0, 1, j->n_pages);
-        st = td_rank_open(&whole, &o, err);
-        if (st == TD_OK)
-            st = take_over(j, &first->rank, &whole, err);
-        rank = &whole;
-    }
-    if (st == TD_OK)
-        st = run_decoder(j, rank, &decode, err);
-    td_decode_destroy(decode);
-    td_rank_close(&whole);
-    return st;
+                         .n_ids = j->n_ids,
+                         .first_token = j->first_token,
+                         .prompt = rank,
+                         .hidden = j->hidden};
+    return td_logits_generate(&c, j->out, err);
 }
 
 static td_status alloc_result(job *j, td_err *err)
@@ -314,6 +259,8 @@ static td_status check(const job *j, td_err *err)
                            j->ids[i], i, c->vocab_size);
     if (o->n_ranks < 1 || o->n_ranks > 64)
         return td_fail(err, TD_INVALID, "%u ranks: 1 to 64", o->n_ranks);
+    if (o->tensor > 64)
+        return td_fail(err, TD_INVALID, "%u tensor-parallel ranks: 1 to 64", o->tensor);
     if (o->chunk % TD_KV_PAGE_ROWS != 0)
         return td_fail(err, TD_INVALID, "chunk %u: not a multiple of %d", o->chunk,
                        TD_KV_PAGE_ROWS);
@@ -345,8 +292,9 @@ static td_status prepare(job *j, td_err *err)
     for (uint32_t i = 0; i < j->n_pages; i++) /* any order will do; not the natural one */
         j->pages[i] = j->n_pages - 1 - i;
     if (o->n_ranks > 1) {
-        td_rank_options all = rank_options(j, 0, o->n_ranks, j->n_pages);
-        st = td_rank_group(&all, o->comm, COMM_DEADLINE_MS, &j->group, err);
+        td_rank_options all =
+            td_logits_rank_options(o, j->ckpt, &out->config, &j->layout, j->n_pages);
+        st = td_rank_group(&all, o->comm, TD_LOGITS_DEADLINE_MS, &j->group, err);
     }
     return st;
 }
@@ -372,7 +320,7 @@ td_status td_logits_run(const td_logits_options *options, const int32_t *ids, ui
     for (uint32_t i = 0; i < n; i++)
         td_prefill_destroy(workers[i].prefill);
     if (st == TD_OK && options->generate > 0)
-        st = generate(&j, &workers[0], err);
+        st = generate(&j, &workers[0].rank, err);
     if (n > 0 && j.hidden != NULL)
         td_device_free(workers[0].rank.device, j.hidden);
     for (uint32_t i = 0; i < n; i++)

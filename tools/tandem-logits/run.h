@@ -1,5 +1,6 @@
 /* run.h - one prompt through the prefill ranks (threads of this process), then a greedy
- * continuation on one rank from rank 0's cache, as tandem-decode would do it. */
+ * continuation from rank 0's cache, on one rank as tandem-decode would do it, or on tensor-parallel
+ * ones. */
 #ifndef TD_TOOLS_LOGITS_RUN_H
 #define TD_TOOLS_LOGITS_RUN_H
 #include "kernels/backend.h"
@@ -8,11 +9,14 @@
 #include "model/decode_step.h"
 #include "model/sampling.h"
 
+#define TD_LOGITS_DEADLINE_MS 600000 /* for a rank that waits for another one */
+
 typedef struct {
     const char *model; /* folder */
     int precise;
     td_kv_dtype kv;
-    uint32_t n_ranks;
+    uint32_t n_ranks; /* of the prompt's forward pass */
+    uint32_t tensor;  /* tensor-parallel ranks of the continuation; 0: 1 */
     td_cp_split split;
     td_moe_mode moe;
     uint32_t chunk;     /* tokens of a step; 0: the whole prompt in one */
