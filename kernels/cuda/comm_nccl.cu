@@ -92,6 +92,12 @@ static td_comm *get_rank(td_comm_group *group, uint32_t rank)
     return reinterpret_cast<td_comm *>(&group_of(group)->ranks[rank]);
 }
 
+/* Inside a group NCCL may say that it is still at it. */
+static int refused(ncclResult_t r)
+{
+    return r != ncclSuccess && r != ncclInProgress;
+}
+
 /* Until NCCL has enqueued what it was asked for. */
 static ncclResult_t settle(const nccl_rank *me, ncclResult_t r, td_status *st)
 {
@@ -161,21 +167,21 @@ static ncclResult_t exchange(nccl_rank *me, const void *send, size_t block_bytes
 {
     const nccl_api *api = &me->group->api;
     ncclResult_t first = api->GroupStart();
-    for (uint32_t i = 0; i < me->group->c.head.n_ranks && first == ncclSuccess; i++) {
+    for (uint32_t i = 0; i < me->group->c.head.n_ranks && !refused(first); i++) {
         const int peer = (int)i;
         const char *out = static_cast<const char *>(send) + i * block_bytes;
         char *in = static_cast<char *>(recv) + i * block_bytes;
         if (block_bytes > 0)
             first = api->Send(out, block_bytes, ncclUint8, peer, me->comm, s->stream);
-        if (block_bytes > 0 && first == ncclSuccess)
+        if (block_bytes > 0 && !refused(first))
             first = api->Recv(in, block_bytes, ncclUint8, peer, me->comm, s->stream);
-        if (counts != NULL && first == ncclSuccess)
+        if (counts != NULL && !refused(first))
             first = api->Send(counts + i, 1, ncclInt32, peer, me->comm, s->stream);
-        if (counts != NULL && first == ncclSuccess)
+        if (counts != NULL && !refused(first))
             first = api->Recv(recv_counts + i, 1, ncclInt32, peer, me->comm, s->stream);
     }
     const ncclResult_t ended = api->GroupEnd();
-    return first == ncclSuccess ? ended : first;
+    return refused(first) ? first : ended;
 }
 
 static td_status reduce_scatter_f32(td_comm *comm, const float *send, size_t n, float *recv,
@@ -260,11 +266,11 @@ static td_status open_ranks(nccl_group *g, td_err *err)
     ncclResult_t r = g->api.GetUniqueId(&id);
     if (r == ncclSuccess)
         r = g->api.GroupStart();
-    for (uint32_t i = 0; i < n && (r == ncclSuccess || r == ncclInProgress); i++) {
+    for (uint32_t i = 0; i < n && !refused(r); i++) {
         cudaSetDevice(g->c.gpus[i]);
         r = g->api.CommInitRankConfig(&g->ranks[i].comm, (int)n, id, (int)i, &config);
     }
-    if (r == ncclSuccess || r == ncclInProgress)
+    if (!refused(r))
         r = g->api.GroupEnd();
     for (uint32_t i = 0; i < n && st == TD_OK; i++) /* the group's answer is every rank's */
         r = settle(&g->ranks[i], r == ncclSuccess ? ncclInProgress : r, &st);
