@@ -214,16 +214,21 @@ static void there_and_back_main(rank_arg *a)
             for (size_t k = 0; k < block; k++)
                 host[r * block + k] = gather_byte(a->rank * 16 + r, k, i);
         }
-        void *send = ct_up(&a->gpu, host, all), *recv = ct_alloc(&a->gpu, all);
-        void *home = ct_alloc(&a->gpu, all);
-        int32_t *n_send = ct_up(&a->gpu, counts, sizeof(counts));
+        void *mine = ct_up(&a->gpu, host, all), *send = ct_alloc(&a->gpu, all);
+        void *recv = ct_alloc(&a->gpu, all), *home = ct_alloc(&a->gpu, all);
+        int32_t *n_mine = ct_up(&a->gpu, counts, sizeof(counts));
+        int32_t *n_send = ct_alloc(&a->gpu, sizeof(counts));
         int32_t *n_recv = ct_alloc(&a->gpu, sizeof(counts));
         int32_t *n_back = ct_alloc(&a->gpu, sizeof(counts));
         be_late(a, slow, i);
+        TD_EQ(TD_OK, td_stream_copy(a->gpu.stream, send, mine, all));
+        TD_EQ(TD_OK, td_stream_copy(a->gpu.stream, n_send, n_mine, sizeof(counts)));
         TD_EQ(TD_OK, td_stream_fill(a->gpu.stream, recv, 0xee, all));
         TD_EQ(TD_OK, td_stream_fill(a->gpu.stream, home, 0xdd, all));
         a->st =
             td_comm_all_to_all_rows(a->comm, send, n_send, CAP, row, recv, n_recv, a->gpu.stream);
+        TD_EQ(TD_OK, td_stream_fill(a->gpu.stream, send, 0x77, all));
+        TD_EQ(TD_OK, td_stream_fill(a->gpu.stream, n_send, 0, sizeof(counts)));
         if (a->st == TD_OK)
             a->st = td_comm_all_to_all_rows(a->comm, recv, n_recv, CAP, row, home, n_back,
                                             a->gpu.stream);

@@ -1,7 +1,9 @@
 /* Several ranks on one GPU: the goldens, and the CPU's numbers with the same ranks;
- * context-parallel prefill with both splits and both MoE modes. */
+ * context-parallel prefill with both splits and both MoE modes, tensor-parallel decoding in crowds
+ * with drafts. */
 #include "tests/cuda/cuda_test.h"
 #include "tests/model/golden_set.h"
+#include "tests/model/tensor_world.h"
 
 TD_TEST_MAIN
 
@@ -106,6 +108,66 @@ TEST(quantised_bits_are_the_same_for_both_splits_in_chunks_and_again)
         td_logits_free(&want);
     }
     td_golden_close(&s);
+}
+
+static void golden_tensor(const char *name, uint32_t most)
+{
+    need_gpu();
+    td_golden_set s = td_golden_open(name);
+    for (uint32_t n = 2; n <= most; n++)
+        for (uint32_t k = 0; k <= 4; k++) {
+            char what[64];
+            td_logits_options o = td_golden_precise();
+            o.tensor = n;
+            o.drafts = k;
+            o.n_ranks = k == 2 ? 2 : 1;
+            td_logits_result r = td_golden_run(&s, on_cuda(o));
+            snprintf(what, sizeof(what), "%s, decoded on %u ranks, %u drafts", name, n, k);
+            td_golden_check_precise(&s, &r, what);
+            td_logits_free(&r);
+        }
+    td_golden_close(&s);
+}
+
+TEST(precise_bf16_is_decoded_alike_on_2_and_3_ranks_with_0_to_4_drafts)
+{
+    golden_tensor("v32-bf16", 3); /* 2 heads: the third rank has none */
+}
+
+TEST(precise_fp8_is_decoded_alike_on_2_3_and_4_ranks_with_0_to_4_drafts)
+{
+    golden_tensor("v32-fp8", 4);
+}
+
+static void crowd_equals_alone(int precise)
+{
+    static const int sizes[] = {2, 8, 32};
+    static td_tensor_world w;
+    static td_tensor_request alone[TD_TENSOR_MAX_SEQS];
+    need_gpu();
+    td_tensor_world_open(&w, td_source_path("models/tiny-v32"), TD_BACKEND_CUDA, precise, 2);
+    for (int i = 0; i < TD_TENSOR_MAX_SEQS; i++) {
+        td_tensor_world_run(&w, i, 1, 0);
+        alone[i] = w.r[i];
+    }
+    for (uint32_t k = 0; k <= 4; k += 2)
+        for (int s = 0; s < 3; s++) {
+            td_tensor_world_run(&w, 0, sizes[s], k);
+            for (int i = 0; i < sizes[s]; i++)
+                TD_MEM(alone[i].tokens[0], w.r[i].tokens[0],
+                       (size_t)alone[i].n_tokens[0] * sizeof(int32_t));
+        }
+    td_tensor_world_close(&w);
+}
+
+TEST(a_sequence_in_a_crowd_with_drafts_is_the_same_alone_on_2_ranks_quantised)
+{
+    crowd_equals_alone(0);
+}
+
+TEST(a_sequence_in_a_crowd_with_drafts_is_the_same_alone_on_2_ranks_precise)
+{
+    crowd_equals_alone(1);
 }
 
 TEST(ranks_that_find_no_gpu_are_refused_by_name)

@@ -1,12 +1,9 @@
 /* Tensor-parallel decoding: the tokens of one rank on any number of them, up to the rounding of a
  * sum that is cut in parts; and, to the bit, whatever the batch and the drafts. */
-#include "tests/common/base/td_hard.h"
 #include "tests/model/golden_set.h"
-#include "tests/model/harness.h"
 #include "tests/model/made_model.h"
 #include "tests/model/scratch.h"
-
-#include <pthread.h>
+#include "tests/model/tensor_world.h"
 
 TD_TEST_MAIN
 
@@ -97,191 +94,31 @@ TEST(text_is_the_same_with_0_to_4_drafts_on_2_and_4_ranks)
 
 /* ---- a crowd ---- */
 
-#define MAX_RANKS 3
-#define MAX_SEQS 8
-#define PAGES_EACH 4
-#define N_PAGES (MAX_SEQS * PAGES_EACH)
-#define MAX_NEW 30
-
-typedef struct { /* a request, as far as prefill brings it; tokens by rank */
-    int32_t prompt[200], n_prompt;
-    uint32_t pages[PAGES_EACH];
-    float hidden[256];
-    td_decode_seq seq;
-    int32_t tokens[MAX_RANKS][MAX_NEW + 1];
-    int n_tokens[MAX_RANKS];
-} request;
-
-typedef struct { /* a prefill on one rank, decoders on several */
-    td_harness h;
-    td_comm_group *group;
-    td_rank ranks[MAX_RANKS];
-    uint32_t n_ranks;
-    request r[MAX_SEQS];
-} world;
-
-static void must(td_status st, const td_err *err)
-{
-    if (st < 0)
-        fprintf(stderr, "%s\n", err->text);
-    TD_EQ(TD_OK, st);
-}
-
-static void open_world(world *w, const char *dir, int precise, uint32_t n_ranks)
-{
-    td_checkpoint *ckpt = NULL;
-    td_err err = {0};
-    td_harness_options o = {.precise = precise,
-                            .kv = precise ? TD_KV_F32 : TD_KV_FP8,
-                            .n_ranks = 1,
-                            .max_tokens = 300,
-                            .max_seqs = 1,
-                            .n_pages = N_PAGES};
-    memset(w, 0, sizeof(*w));
-    td_harness_open(&w->h, dir, &o);
-    w->n_ranks = n_ranks;
-    td_rank_options ro = {.config = &w->h.config,
-                          .layout = &w->h.layout,
-                          .precise = precise,
-                          .tensor = 1,
-                          .n_ranks = n_ranks,
-                          .n_threads = 1,
-                          .n_pages = N_PAGES};
-    must(td_checkpoint_open(dir, &ckpt, &err), &err);
-    ro.ckpt = ckpt;
-    must(td_rank_group(&ro, TD_COMM_PEER, 60000, &w->group, &err), &err);
-    for (ro.rank = 0; ro.rank < n_ranks; ro.rank++)
-        must(td_rank_open(&w->ranks[ro.rank], &ro, &err), &err);
-    td_checkpoint_close(ckpt);
-}
-
-static void close_world(world *w)
-{
-    for (uint32_t r = 0; r < w->n_ranks; r++)
-        td_rank_close(&w->ranks[r]);
-    td_comm_group_destroy(w->group);
-    td_harness_close(&w->h);
-}
-
-/* Request i: its own prompt and pages, a third greedy, the others sampled. */
-static void prepare(world *w, request *r, int i)
-{
-    uint64_t seed = (uint64_t)i * 31 + 7;
-    memset(r, 0, sizeof(*r));
-    r->n_prompt = 3 + (i * 47) % 180;
-    for (int k = 0; k < r->n_prompt; k++)
-        r->prompt[k] = (int32_t)(td_random(&seed) % (uint64_t)w->h.config.vocab_size);
-    for (int k = 0; k < PAGES_EACH; k++)
-        r->pages[k] = (uint32_t)(i * PAGES_EACH + (k * 3) % PAGES_EACH);
-    td_sampling_init(&r->seq.sampling);
-    if (i % 3 != 0) {
-        r->seq.sampling.temperature = 0.8f;
-        r->seq.sampling.top_p = i % 2 == 0 ? 0.9f : 1.0f;
-        r->seq.sampling.top_k = i % 5;
-        r->seq.sampling.seed = (uint64_t)i * 1234567;
-    }
-    td_prefill_seq seq = {.n_tokens = r->n_prompt,
-                          .tokens = r->prompt,
-                          .next_token = -1,
-                          .pages = r->pages,
-                          .n_pages = PAGES_EACH,
-                          .sampling = &r->seq.sampling,
-                          .hidden_out = r->hidden};
-    r->seq.prompt_len = r->n_prompt;
-    r->seq.first_token = td_harness_prompt(&w->h, &seq, 0, NULL);
-    r->seq.hidden = r->hidden;
-    r->seq.pages = r->pages;
-    r->seq.n_pages = PAGES_EACH;
-    r->seq.max_new_tokens = MAX_NEW - 2 * i;
-    for (uint32_t rank = 0; rank < w->n_ranks; rank++)
-        for (int k = 0; k < PAGES_EACH; k++)
-            TD_EQ(TD_OK, td_rank_take_page(&w->ranks[rank], &w->h.ranks[0], r->pages[k]));
-}
-
-typedef struct {
-    world *w;
-    uint32_t rank, drafts;
-    int first, n;
-    pthread_t thread;
-} decoder;
-
-/* Requests first .. first + n - 1, joining two steps apart, leaving when they are done. The same on
- * every rank. */
-static void *run_decoder(void *arg)
-{
-    decoder *d = arg;
-    world *w = d->w;
-    td_decode *decode = NULL;
-    td_err err = {0};
-    td_decode_result out[MAX_SEQS];
-    uint32_t n_out = 0;
-    td_engine_config config =
-        td_rank_engine(&w->ranks[d->rank], &w->h.layout, td_comm_group_rank(w->group, d->rank));
-    must(td_decode_create(&config, MAX_SEQS, d->drafts, 0, &decode, &err), &err);
-    for (int step = 0, joined = 0, live = 0; joined < d->n || live > 0; step++) {
-        if (step % 2 == 0 && joined < d->n) {
-            td_decode_seq seq = w->r[d->first + joined].seq;
-            seq.max_drafts = joined == 3 && d->drafts > 0 ? d->drafts - 1 : d->drafts;
-            must(td_decode_join(decode, (uint32_t)(MAX_SEQS - 1 - joined++), &seq, &err), &err);
-            live++;
-        }
-        must(td_decode_run(decode, out, &n_out, &err), &err);
-        for (uint32_t j = 0; j < n_out; j++) {
-            request *r = &w->r[d->first + MAX_SEQS - 1 - (int)out[j].slot];
-            for (uint32_t t = 0; t < out[j].n_tokens; t++)
-                r->tokens[d->rank][r->n_tokens[d->rank]++] = out[j].tokens[t];
-            if (out[j].done) {
-                td_decode_leave(decode, out[j].slot);
-                live--;
-            }
-        }
-    }
-    td_decode_destroy(decode);
-    return NULL;
-}
-
-static void run_all(world *w, int first, int n, uint32_t drafts)
-{
-    decoder d[MAX_RANKS];
-    for (int i = first; i < first + n; i++)
-        prepare(w, &w->r[i], i);
-    for (uint32_t r = 0; r < w->n_ranks; r++) {
-        d[r] = (decoder){w, r, drafts, first, n, 0};
-        TD_EQ(0, pthread_create(&d[r].thread, NULL, run_decoder, &d[r]));
-    }
-    for (uint32_t r = 0; r < w->n_ranks; r++)
-        pthread_join(d[r].thread, NULL);
-    for (int i = first; i < first + n; i++)
-        for (uint32_t r = 0; r < w->n_ranks; r++) {
-            TD_EQ(w->r[i].seq.max_new_tokens, w->r[i].n_tokens[r]);
-            TD_MEM(w->r[i].tokens[0], w->r[i].tokens[r],
-                   (size_t)w->r[i].n_tokens[0] * sizeof(int32_t));
-        }
-}
+#define N_SEQS 8
 
 static void crowd_equals_alone(int precise, uint32_t n_ranks)
 {
-    static world w;
-    static request alone[MAX_SEQS];
+    static td_tensor_world w;
+    static td_tensor_request alone[N_SEQS];
     td_made_model m = td_made_model_odd();
     const char *dir = td_scratch_dir();
     m.fp8 = 1;
     m.nope = 112; /* with 16 rotated dims a head is whole blocks of q_b, and of o */
     m.v = 128;
     td_make_model(dir, &m);
-    open_world(&w, dir, precise, n_ranks);
-    for (int i = 0; i < MAX_SEQS; i++) {
-        run_all(&w, i, 1, 0);
+    td_tensor_world_open(&w, dir, TD_BACKEND_CPU, precise, n_ranks);
+    for (int i = 0; i < N_SEQS; i++) {
+        td_tensor_world_run(&w, i, 1, 0);
         alone[i] = w.r[i];
     }
     for (uint32_t k = 0; k <= 4; k += TD_SANITIZED ? 3 : 1)
-        for (int n = 2; n <= MAX_SEQS; n += 3) {
-            run_all(&w, 0, n, k);
+        for (int n = 2; n <= N_SEQS; n += 3) {
+            td_tensor_world_run(&w, 0, n, k);
             for (int i = 0; i < n; i++)
                 TD_MEM(alone[i].tokens[0], w.r[i].tokens[0],
                        (size_t)alone[i].n_tokens[0] * sizeof(int32_t));
         }
-    close_world(&w);
+    td_tensor_world_close(&w);
 }
 
 TEST(a_sequence_in_a_crowd_with_0_to_4_drafts_is_the_same_alone_on_2_ranks_quantised)
@@ -295,6 +132,13 @@ TEST(a_sequence_in_a_crowd_with_0_to_4_drafts_is_the_same_alone_on_3_ranks_preci
 }
 
 /* ---- cuts and refusals ---- */
+
+static void must(td_status st, const td_err *err)
+{
+    if (st < 0)
+        fprintf(stderr, "%s\n", err->text);
+    TD_EQ(TD_OK, st);
+}
 
 static td_status open_rank(const char *dir, int precise, td_moe_mode moe, uint32_t rank,
                            uint32_t n_ranks, td_rank *out, td_err *err)
