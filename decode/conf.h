@@ -5,7 +5,8 @@
 
 typedef struct {
     td_worker_conf w;
-    uint32_t drafts;
+    uint32_t ranks, ranks_per_gpu, drafts;
+    int comm;
     bool graphs;
     int64_t peer_timeout_ms, transfer_timeout_ms;
 } td_decode_conf;

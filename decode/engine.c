@@ -4,6 +4,7 @@
 #include "common/base/log.h"
 #include "common/base/ring.h"
 #include "common/transfer/desc.h"
+#include "decode/followers.h"
 
 #include <pthread.h>
 #include <stdatomic.h>
@@ -35,6 +36,7 @@ struct td_decode_engine {
     atomic_bool closing; /* nobody takes events any more */
     /* the thread's own */
     td_rank rank;
+    td_followers *followers; /* the other ranks; NULL: there is one */
     td_decode *decoder;
     unsigned char *states;     /* [n_slots, blob_bytes] device; NULL: kernels read the blobs */
     slot_state *slots;         /* [n_slots] */
@@ -67,6 +69,9 @@ static void push_plain(td_decode_engine *e, td_from_engine_kind kind, td_status 
 
 static void leave(td_decode_engine *e, uint32_t slot)
 {
+    td_engine_command command = {.kind = TD_TO_ENGINE_LEAVE, .slot = slot};
+    if (e->followers != NULL)
+        td_followers_tell(e->followers, &command);
     td_decode_leave(e->decoder, slot);
     e->slots[slot].owner = 0;
 }
@@ -93,26 +98,20 @@ static td_status join(td_decode_engine *e, const td_engine_command *c, td_err *e
 {
     slot_state *s = &e->slots[c->slot];
     void *hidden;
+    if (e->followers != NULL)
+        td_followers_tell(e->followers, c);
     td_status st = take_in(e, c, &hidden);
     if (st != TD_OK)
         return td_fail(err, st, "taking a prompt's pages to the GPU failed");
     td_assert(s->owner == 0);
-    td_decode_seq seq = {
-        .prompt_len = c->prompt_len,
-        .first_token = c->first_token,
-        .hidden = hidden,
-        .pages = (const uint32_t *)(c + 1),
-        .n_pages = c->n_pages,
-        .max_new_tokens = c->max_new_tokens,
-        .max_drafts = c->max_drafts,
-        .sampling = c->sampling,
-    };
+    td_decode_seq seq = td_command_seq(c, hidden);
     *s = (slot_state){.owner = c->owner,
                       .n_generated = 1, /* the first token came from prefill */
                       .min_tokens = c->sampling.min_tokens,
                       .n_stop = c->sampling.n_forbid};
     memcpy(s->stop, c->sampling.forbid, sizeof(s->stop));
-    return td_decode_join(e->decoder, c->slot, &seq, err);
+    st = td_decode_join(e->decoder, c->slot, &seq, err);
+    return st == TD_OK && e->followers != NULL ? td_followers_joined(e->followers, err) : st;
 }
 
 static bool is_stop(const slot_state *s, int32_t token)
@@ -147,6 +146,8 @@ static void judge(td_decode_engine *e, const td_decode_result *r, td_engine_resu
 static td_status step(td_decode_engine *e, td_err *err)
 {
     uint32_t n;
+    if (e->followers != NULL)
+        td_followers_step(e->followers);
     td_status st = td_decode_run(e->decoder, e->results, &n, err);
     if (st != TD_OK)
         return st;
@@ -189,17 +190,38 @@ static bool take_commands(td_decode_engine *e, td_status *st, td_err *err)
     return true;
 }
 
+static td_status open_followers(td_decode_engine *e, td_err *err)
+{
+    const td_decode_conf *c = e->conf.conf;
+    td_followers_conf conf = {.options = e->options,
+                              .comm = (td_comm_form)c->comm,
+                              .first = &e->rank,
+                              .blobs = e->blobs,
+                              .blob_bytes = e->blob_bytes,
+                              .n_slots = e->n_slots,
+                              .drafts = e->drafts,
+                              .draft_prenorm = c->w.draft_prenorm,
+                              .spin_ns = (int64_t)c->w.spin_us * 1000,
+                              .progress = e->progress};
+    return td_followers_open(&conf, &e->followers, err);
+}
+
 static td_status boot(td_decode_engine *e, td_err *err)
 {
-    td_status st = td_rank_open(&e->rank, &e->options, err);
+    td_status st = e->options.n_ranks > 1 ? open_followers(e, err) : TD_OK;
+    if (st == TD_OK)
+        st = td_rank_open(&e->rank, &e->options, err);
     if (st != TD_OK)
         return st;
-    td_engine_config engine = td_rank_engine(&e->rank, &e->layout, NULL);
+    td_engine_config engine = td_rank_engine(
+        &e->rank, &e->layout, e->followers == NULL ? NULL : td_followers_comm(e->followers));
     engine.draft_prenorm = e->conf.conf->w.draft_prenorm;
     engine.graphs = engine.graphs && e->conf.conf->graphs;
     st = td_decode_create(&engine, e->n_slots, e->drafts, 0, &e->decoder, err);
     if (st == TD_OK && e->rank.kv != NULL)
         st = td_device_alloc(e->rank.device, e->n_slots * e->blob_bytes, (void **)&e->states, err);
+    if (st == TD_OK && e->followers != NULL)
+        st = td_followers_ready(e->followers, err);
     if (st == TD_OK)
         st = td_fingerprint_model(&e->fingerprint, e->conf.conf->w.model, e->ckpt, err);
     return st;
@@ -225,9 +247,13 @@ static void *engine_main(void *arg)
             st = step(e, &err);
         if (st != TD_OK && !dead) {
             dead = true;
+            if (e->followers != NULL)
+                st = td_followers_blame(e->followers, st, &err);
             push_plain(e, TD_FROM_ENGINE_FATAL, st, &err);
         }
     }
+    td_followers_close(e->followers); /* nobody reads the decoder's buffers any more */
+    e->followers = NULL;
     td_decode_destroy(e->decoder);
     e->decoder = NULL;
     if (e->states != NULL)
@@ -250,7 +276,9 @@ static void take_ready(td_decode_engine *e, const td_engine_event *event)
     td_fingerprint_run(&e->fingerprint, &e->layout, e->conf.conf->w.precise,
                        e->conf.conf->w.draft_prenorm);
     td_fingerprint_set(&e->fingerprint, "protocol", "%u", TD_XFER_PROTOCOL);
-    td_info("decode.device", "device=\"%s\" kv=%s graphs=%u", td_device_name(e->rank.device),
+    td_info("decode.device", "device=\"%s\" ranks=%u comm=%s kv=%s graphs=%u",
+            td_device_name(e->rank.device), e->options.n_ranks,
+            e->followers == NULL ? "none" : td_followers_form(e->followers),
             td_rank_kv_path(&e->rank), td_decode_graphs_report(e->decoder)->n_graphs);
     e->conf.on_ready(e->conf.user);
 }
@@ -356,12 +384,14 @@ td_status td_decode_engine_open(const td_decode_engine_conf *conf, td_decode_eng
                                    .precise = w->precise,
                                    .poison = w->debug_poison,
                                    .moe = TD_MOE_FUSED,
-                                   .n_ranks = 1,
-                                   .n_threads = td_rank_threads(w->threads, 1),
+                                   .tensor = conf->conf->ranks > 1,
+                                   .n_ranks = conf->conf->ranks,
+                                   .n_threads = td_rank_threads(w->threads, conf->conf->ranks),
                                    .spin_us = w->spin_us,
                                    .n_pages = w->kv_pages,
                                    .backend = (td_backend_kind)w->backend,
-                                   .gpu = w->gpu};
+                                   .gpu = w->gpu,
+                                   .ranks_per_gpu = conf->conf->ranks_per_gpu};
     e->progress = td_serve_add_engine(conf->serve, "decode");
     if (st == TD_OK && pthread_create(&e->thread, NULL, engine_main, e) != 0)
         st = td_fail(err, TD_INTERNAL, "decode engine: no thread");

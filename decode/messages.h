@@ -8,7 +8,12 @@
 #include <stdint.h>
 
 /* ---- loop to engine ---- */
-typedef enum { TD_TO_ENGINE_JOIN, TD_TO_ENGINE_LEAVE, TD_TO_ENGINE_STOP } td_to_engine_kind;
+typedef enum {
+    TD_TO_ENGINE_JOIN,
+    TD_TO_ENGINE_LEAVE,
+    TD_TO_ENGINE_STOP,
+    TD_TO_ENGINE_STEP, /* from rank 0 to the other ranks only (followers.h) */
+} td_to_engine_kind;
 
 typedef struct { /* JOIN: then uint32_t pages[n_pages] */
     uint32_t kind, slot;

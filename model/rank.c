@@ -20,6 +20,10 @@ static td_status open_slab(td_rank *rank, const td_rank_options *o, td_err *err)
         return td_kv_slab_init(&rank->slab, o->layout, o->n_pages, o->poison, err);
     size_t n_bytes = td_kv_slab_bytes(o->layout, o->n_pages);
     td_status st = td_device_alloc(rank->device, n_bytes, &rank->kv, err);
+    if (st == TD_OK && o->private_pages) {
+        rank->slab = (td_kv_slab){.page_stride = o->layout->page_stride, .n_pages = o->n_pages};
+        return TD_OK;
+    }
     if (st == TD_OK)
         st = td_device_alloc_host(rank->device, n_bytes, &rank->staging, err);
     return st == TD_OK ? td_kv_slab_init_in(&rank->slab, o->layout, o->n_pages, o->poison,

@@ -11,6 +11,8 @@ typedef struct {
     const td_model_config *config;
     const td_kv_layout *layout; /* outlives the rank */
     int precise, poison;
+    int private_pages; /* nobody draws from or into them: no page-locked copy where kernels use the
+                          GPU's memory */
     td_moe_mode moe;
     int tensor; /* ranks of a tensor-parallel decoder, not of a prefill; moe: fused */
     uint32_t rank, n_ranks, n_threads, spin_us, n_pages;

@@ -114,32 +114,27 @@ td_status td_comm_sum_launch(const td_comm_sources *from, uint32_t n, size_t n_e
 }
 
 /* `parts` blocks to a source, which share the rows that there are. */
-__global__ void __launch_bounds__(THREADS)
-    rows_kernel(td_comm_sources from, td_comm_sources counts, unsigned parts, int32_t cap,
-                int64_t row_bytes, unsigned char *recv, int32_t *recv_counts, int *fault)
+__global__ void __launch_bounds__(THREADS) rows_kernel(td_comm_rows a, unsigned parts)
 {
     const unsigned r = blockIdx.x / parts, part = blockIdx.x % parts;
-    const int32_t said = *(const int32_t *)counts.p[r];
-    const int32_t n = said < 0 ? 0 : said > cap ? cap : said;
+    const int64_t cap = a.cap, row_bytes = (int64_t)a.row_bytes;
+    const int64_t said = *(const int32_t *)a.counts.p[r];
+    const int64_t n = said < 0 ? 0 : said > cap ? cap : said;
     if (part == 0 && threadIdx.x == 0 && threadIdx.y == 0) {
-        recv_counts[r] = n;
+        a.recv_counts[r] = (int32_t)n;
         if (n != said)
-            *(volatile int *)fault = 1;
+            *(volatile int *)a.fault = 1;
     }
-    const unsigned char *src = (const unsigned char *)from.p[r];
-    unsigned char *dst = recv + (int64_t)r * cap * row_bytes;
+    const unsigned char *src = (const unsigned char *)a.from.p[r];
+    unsigned char *dst = (unsigned char *)a.recv + r * cap * row_bytes;
     for (int64_t j = part * blockDim.y + threadIdx.y; j < n; j += parts * blockDim.y)
         td_copy(dst + j * row_bytes, src + j * row_bytes, row_bytes, threadIdx.x, blockDim.x);
 }
 
-td_status td_comm_rows_launch(const td_comm_sources *from, const td_comm_sources *counts,
-                              uint32_t n, uint32_t cap, size_t row_bytes, void *recv,
-                              int32_t *recv_counts, int *fault, td_stream *s)
+td_status td_comm_rows_launch(const td_comm_rows *a, td_stream *s)
 {
-    const dim3 block = td_copy_block((int64_t)row_bytes);
-    const unsigned parts = parts_of(cap, block.y);
-    rows_kernel<<<n * parts, block, 0, s->stream>>>(*from, *counts, parts, (int32_t)cap,
-                                                    (int64_t)row_bytes, (unsigned char *)recv,
-                                                    recv_counts, fault);
+    const dim3 block = td_copy_block((int64_t)a->row_bytes);
+    const unsigned parts = parts_of(a->cap, block.y);
+    rows_kernel<<<a->n * parts, block, 0, s->stream>>>(*a, parts);
     return td_cuda_launched(s, "all_to_all_rows");
 }

@@ -36,11 +36,17 @@ td_status td_comm_gather_launch(const td_comm_sources *from, uint32_t n, size_t 
 /* recv[i] = from[0][i] + from[1][i] + .., in that order, i < n_elems. */
 td_status td_comm_sum_launch(const td_comm_sources *from, uint32_t n, size_t n_elems, float *recv,
                              td_stream *stream);
-/* Block r of recv [n, cap, row_bytes] = the first counts[r][0] rows of from[r]; recv_counts[r] is
- * that count. One that is no count of 0..cap rows moves what it can and sets *fault. */
-td_status td_comm_rows_launch(const td_comm_sources *from, const td_comm_sources *counts,
-                              uint32_t n, uint32_t cap, size_t row_bytes, void *recv,
-                              int32_t *recv_counts, int *fault, td_stream *stream);
+/* Block r of recv [n, cap, row_bytes] = the first counts.p[r][0] rows of from.p[r]; recv_counts[r]
+ * is that count. One that is no count of 0..cap rows moves what it can and sets *fault. */
+typedef struct {
+    td_comm_sources from, counts;
+    uint32_t n, cap;
+    size_t row_bytes;
+    void *recv;
+    int32_t *recv_counts; /* [n] */
+    int *fault;
+} td_comm_rows;
+td_status td_comm_rows_launch(const td_comm_rows *a, td_stream *stream);
 
 td_status td_cuda_peer_create(const td_backend_comm_options *options, td_comm_group **out,
                               td_err *err);

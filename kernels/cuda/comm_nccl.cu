@@ -221,14 +221,13 @@ static td_status all_to_all_rows(td_comm *comm, const void *send, const int32_t 
     if (st == TD_OK)
         r = exchange(me, send, block, rows, send_counts, counts, s);
     st = end(me, st, r, s);
-    td_comm_sources from = {}, said = {};
+    td_comm_rows kept = {{},        {},   n_ranks,     cap_rows,
+                         row_bytes, recv, recv_counts, me->group->c.fault};
     for (uint32_t i = 0; i < n_ranks; i++) {
-        from.p[i] = rows + i * block;
-        said.p[i] = counts + i;
+        kept.from.p[i] = rows + i * block;
+        kept.counts.p[i] = counts + i;
     }
-    return st == TD_OK ? td_comm_rows_launch(&from, &said, n_ranks, cap_rows, row_bytes, recv,
-                                             recv_counts, me->group->c.fault, s)
-                       : st;
+    return st == TD_OK ? td_comm_rows_launch(&kept, s) : st;
 }
 
 static const td_comm_class nccl_class = {"nccl",          destroy,    abort_group,

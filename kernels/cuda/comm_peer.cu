@@ -151,15 +151,15 @@ static td_status all_to_all_rows(td_comm *comm, const void *send, const int32_t 
     peer_rank *me = rank_of(comm);
     const peer_offer *all = NULL;
     const size_t block = cap_rows * row_bytes;
-    td_comm_sources from = {}, counts = {};
+    td_comm_rows rows = {{},        {},   td_comm_n_ranks(comm), cap_rows,
+                         row_bytes, recv, recv_counts,           group_of(me->head.group)->c.fault};
     td_status st = begin(me, {send, send_counts, block}, s, &all);
-    for (uint32_t r = 0; r < td_comm_n_ranks(comm) && st == TD_OK; r++) {
-        from.p[r] = static_cast<const char *>(all[r].send) + me->head.rank * block;
-        counts.p[r] = all[r].counts + me->head.rank;
+    for (uint32_t r = 0; r < rows.n && st == TD_OK; r++) {
+        rows.from.p[r] = static_cast<const char *>(all[r].send) + me->head.rank * block;
+        rows.counts.p[r] = all[r].counts + me->head.rank;
     }
     if (st == TD_OK)
-        st = td_comm_rows_launch(&from, &counts, td_comm_n_ranks(comm), cap_rows, row_bytes, recv,
-                                 recv_counts, group_of(me->head.group)->c.fault, s);
+        st = td_comm_rows_launch(&rows, s);
     return end(me, st, s);
 }
 

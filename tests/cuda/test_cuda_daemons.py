@@ -45,15 +45,16 @@ def free_ports(n):
 class Cluster:
     """Three daemons; `with` ends them, and looks whether they ended well."""
 
-    def __init__(self, backend, *common, drafts=0):
+    def __init__(self, backend, *common, drafts=0, ranks=1, moe="fused"):
         ports = free_ports(6)
         at = [f"127.0.0.1:{p}" for p in ports]
         model = ["--model", str(ARGS.model)]
-        worker = model + ["--backend", backend, "--gpu", str(ARGS.gpu), "--kv-pages", "512", *common]
+        worker = model + ["--backend", backend, "--gpu", str(ARGS.gpu), "--kv-pages", "512",
+                          "--ranks", str(ranks), "--ranks-per-gpu", str(ranks), *common]
         self.router, self.admins = at[0], ports[3:]
         self.logs = tempfile.TemporaryDirectory()
         self.processes = {}
-        self.start("tandem-prefill", *worker, "--listen", at[1], "--admin", at[4], "--chunk", "256")
+        self.start("tandem-prefill", *worker, "--listen", at[1], "--admin", at[4], "--chunk", "256", "--moe", moe)
         self.start("tandem-decode", *worker, "--listen", at[2], "--admin", at[5], "--drafts", str(drafts))
         self.start("tandem-router", *model, "--listen", at[0], "--admin", at[3], "--prefill-workers", at[1],
                    "--decode-workers", at[2])
@@ -142,7 +143,19 @@ def drafts_and_a_crowd_change_nothing():
             assert sum(usage["accepted_tokens"] for _, usage in got) > 0, got[0][1]
 
 
-CLAIMS = {f.__name__: f for f in (precise_text_equals_the_cpu_backends, drafts_and_a_crowd_change_nothing)}
+def ranks_on_one_gpu_equal_the_cpus():
+    """Prefill and decode on two ranks each, context-parallel and tensor-parallel."""
+    for moe in ("fused", "ep"):
+        with Cluster("cpu", "--precise", ranks=2, moe=moe) as cpu:
+            want = [cpu.generate(ids, *GREEDY)[0] for ids in PROMPTS]
+        with Cluster("cuda", "--precise", drafts=2, ranks=2, moe=moe) as cuda:
+            for ids, tokens in zip(PROMPTS, want):
+                assert cuda.generate(ids, *GREEDY)[0] == tokens, f"{moe}: prompt of {len(ids)} tokens"
+            got = all_of(cuda, [(ids, GREEDY) for ids in PROMPTS * 2])
+            assert [tokens for tokens, _ in got] == want * 2, f"{moe}: a crowd"
+
+
+CLAIMS = {f.__name__: f for f in (precise_text_equals_the_cpu_backends, drafts_and_a_crowd_change_nothing, ranks_on_one_gpu_equal_the_cpus)}
 
 
 def has_gpu():

@@ -47,6 +47,7 @@ void td_tensor_world_open(td_tensor_world *w, const char *dir, td_backend_kind b
                           .config = &w->h.config,
                           .layout = &w->h.layout,
                           .precise = precise,
+                          .private_pages = 1,
                           .tensor = 1,
                           .n_ranks = n_ranks,
                           .n_threads = 1,

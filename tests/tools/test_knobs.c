@@ -52,8 +52,8 @@ static const knob *find(const knobs *k, const char *name)
 
 TEST(tandem_logits_has_the_daemons_knobs_with_their_bounds)
 {
-    /* Its own: what a single run of a prompt needs. */
-    static const char *const own[] = {"ids", "out", "generate", "dump-layers"};
+    /* Its own: what a single run of a prompt needs; ranks are those of prefill, decode's are tp. */
+    static const char *const own[] = {"ids", "out", "generate", "dump-layers", "tp"};
     knobs logits = knobs_of(TANDEM_LOGITS), prefill = knobs_of(TANDEM_PREFILL),
           decode = knobs_of(TANDEM_DECODE);
     int n_shared = 0;

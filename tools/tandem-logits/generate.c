@@ -66,6 +66,7 @@ static td_rank_options rank_options(const td_continuation *c, const td_model_con
     td_rank_options o = td_logits_rank_options(c->o, c->ckpt, config, c->layout, c->n_pages);
     o.moe = TD_MOE_FUSED;
     o.tensor = n > 1;
+    o.private_pages = 1;
     o.rank = index;
     o.n_ranks = n;
     o.n_threads = td_rank_threads(c->o->n_threads, n);
