@@ -350,7 +350,7 @@ void *td_cuda_scratch(td_stream *s, size_t n_bytes)
         return s->scratch[s->n_scratch - 1];
     size_t room = n_bytes > 2 * s->scratch_bytes ? n_bytes : 2 * s->scratch_bytes;
     void *ptr = NULL;
-    room = (room + ((size_t)1 << 20) - 1) >> 20 << 20;
+    room = (room + ((size_t)1 << 20)) >> 20 << 20; /* at least one, also for no bytes at all */
     if (s->n_scratch == TD_CUDA_MAX_SCRATCH || cudaMalloc(&ptr, room) != cudaSuccess) {
         cudaGetLastError();
         return NULL;
