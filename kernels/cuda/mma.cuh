@@ -34,7 +34,7 @@ __device__ inline void td_e4m3x4_to_f16(uint32_t codes, uint32_t *lo, uint32_t *
         : "r"(codes));
 }
 
-/* Two f32 rounded to bf16, `lo` in the lower half. */
+/* Two f32 rounded to bf16, `lo` in the lower half; any NaN becomes the quiet one. */
 __device__ inline uint32_t td_bf16_pair(float lo, float hi)
 {
     const __nv_bfloat162 v = __floats2bfloat162_rn(lo, hi);
@@ -49,14 +49,6 @@ __device__ inline float2 td_f16_pair(uint32_t pair)
     __half2 h;
     memcpy(&h, &pair, 4);
     return __half22float2(h);
-}
-/* Two f32 rounded to bf16 by the hardware: the same numbers, any NaN becomes the quiet one. */
-__device__ inline uint32_t td_bf16_pair_fast(float lo, float hi)
-{
-    const __nv_bfloat162 pair = __floats2bfloat162_rn(lo, hi);
-    uint32_t u;
-    memcpy(&u, &pair, 4);
-    return u;
 }
 
 /* Four 8 x 8 matrices of 16-bit elements from shared memory: lane l names row l % 8 of matrix l / 8

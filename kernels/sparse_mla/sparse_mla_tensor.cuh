@@ -75,8 +75,8 @@ __device__ inline void widen(uint4 codes, float scale, td_bf16 *out)
         uint32_t lo, hi;
         td_e4m3x4_to_f16(in[i], &lo, &hi);
         const float2 x = td_f16_pair(lo), y = td_f16_pair(hi);
-        pairs[2 * i] = td_bf16_pair_fast(x.x * scale, x.y * scale);
-        pairs[2 * i + 1] = td_bf16_pair_fast(y.x * scale, y.y * scale);
+        pairs[2 * i] = td_bf16_pair(x.x * scale, x.y * scale);
+        pairs[2 * i + 1] = td_bf16_pair(y.x * scale, y.y * scale);
     }
     *(uint4 *)out = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
     *(uint4 *)(out + 8) = make_uint4(pairs[4], pairs[5], pairs[6], pairs[7]);
@@ -209,7 +209,7 @@ __device__ inline void make_p(room<M, FP8> *r, const float d[form<M, FP8>::NF][4
             for (int j = 0; j < 2; j++)
                 p[j] =
                     valid[at + n * 8 + j] ? td_expf(d[n][half * 2 + j] * scale - max) / sum : 0.0f;
-            *(uint32_t *)&r->p[h][at + n * 8] = td_bf16_pair_fast(p[0], p[1]);
+            *(uint32_t *)&r->p[h][at + n * 8] = td_bf16_pair(p[0], p[1]);
         }
     }
 }
@@ -253,7 +253,7 @@ __device__ inline void store(const td_sparse_mla_args &a, int64_t t, int head, f
 #pragma unroll
             for (int n = 0; n < 8; n++)
                 *(uint32_t *)(out + n * 8) =
-                    td_bf16_pair_fast(u[m][n][half * 2], u[m][n][half * 2 + 1]);
+                    td_bf16_pair(u[m][n][half * 2], u[m][n][half * 2 + 1]);
         }
 }
 
