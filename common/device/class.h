@@ -22,6 +22,12 @@ typedef struct { /* contracts: device.h */
     td_status (*graph_end)(td_stream *stream, td_graph **out, size_t *n_nodes, td_err *err);
     td_status (*graph_launch)(td_graph *graph, td_stream *stream);
     void (*graph_destroy)(td_graph *graph);
+    td_status (*event_create)(td_device *device, td_event **out, td_err *err);
+    void (*event_destroy)(td_device *device, td_event *event);
+    td_status (*event_record)(td_event *event, td_stream *stream);
+    td_status (*event_wait)(td_event *event, td_stream *stream, td_err *err);
+    td_status (*event_elapsed_ns)(td_event *from, td_event *to, td_stream *stream, int64_t *out,
+                                  td_err *err);
 } td_device_class;
 
 typedef struct {

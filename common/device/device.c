@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/base/clock.h"
 #include "common/device/class.h"
 #include "common/device/team.h"
 
@@ -120,6 +121,33 @@ void td_graph_destroy(td_graph *graph, td_stream *stream)
         class_of(stream)->graph_destroy(graph);
 }
 
+td_status td_event_create(td_device *device, td_event **out, td_err *err)
+{
+    return head_of(device)->class_->event_create(device, out, err);
+}
+
+void td_event_destroy(td_device *device, td_event *event)
+{
+    if (event != NULL)
+        head_of(device)->class_->event_destroy(device, event);
+}
+
+td_status td_event_record(td_event *event, td_stream *stream)
+{
+    return class_of(stream)->event_record(event, stream);
+}
+
+td_status td_event_wait(td_event *event, td_stream *stream, td_err *err)
+{
+    return class_of(stream)->event_wait(event, stream, err);
+}
+
+td_status td_event_elapsed_ns(td_event *from, td_event *to, td_stream *stream, int64_t *out,
+                              td_err *err)
+{
+    return class_of(stream)->event_elapsed_ns(from, to, stream, out, err);
+}
+
 /* ---- the CPU form ---- */
 
 uint32_t td_device_cpus(void)
@@ -190,6 +218,51 @@ static uint64_t cpu_free_bytes(td_device *device)
     return 0;
 }
 
+/* Whatever is enqueued is done at once: a point is the time it was recorded at. */
+struct td_event {
+    int64_t at_ns;
+};
+
+static td_status cpu_event_create(td_device *device, td_event **out, td_err *err)
+{
+    (void)device;
+    td_event *event = calloc(1, sizeof(*event));
+    if (event == NULL)
+        return td_fail(err, TD_NOMEM, "device: no memory for an event");
+    *out = event;
+    return TD_OK;
+}
+
+static void cpu_event_destroy(td_device *device, td_event *event)
+{
+    (void)device;
+    free(event);
+}
+
+static td_status cpu_event_record(td_event *event, td_stream *stream)
+{
+    (void)stream;
+    event->at_ns = td_now_ns();
+    return TD_OK;
+}
+
+static td_status cpu_event_wait(td_event *event, td_stream *stream, td_err *err)
+{
+    (void)event;
+    (void)stream;
+    (void)err;
+    return TD_OK;
+}
+
+static td_status cpu_event_elapsed_ns(td_event *from, td_event *to, td_stream *stream, int64_t *out,
+                                      td_err *err)
+{
+    (void)stream;
+    (void)err;
+    *out = to->at_ns - from->at_ns;
+    return TD_OK;
+}
+
 const td_device_class td_cpu_class = {
     .close = cpu_close,
     .alloc = cpu_alloc,
@@ -202,6 +275,11 @@ const td_device_class td_cpu_class = {
     .fill = cpu_fill,
     .copy = cpu_copy,
     .sync = cpu_sync,
+    .event_create = cpu_event_create,
+    .event_destroy = cpu_event_destroy,
+    .event_record = cpu_event_record,
+    .event_wait = cpu_event_wait,
+    .event_elapsed_ns = cpu_event_elapsed_ns,
 };
 
 td_status td_device_open_cpu(uint32_t n_threads, uint32_t spin_us, td_device **out, td_err *err)

@@ -49,6 +49,18 @@ td_status td_graph_begin(td_stream *stream, td_err *err);
 td_status td_graph_end(td_stream *stream, td_graph **out, size_t *n_nodes, td_err *err);
 td_status td_graph_launch(td_graph *graph, td_stream *stream);
 void td_graph_destroy(td_graph *graph, td_stream *stream); /* NULL is fine */
+
+/* A point on the stream: everything that was enqueued before it was recorded is done, when a wait
+ * for it returns. Recorded again, it is the later point. Never inside a recorded step. */
+typedef struct td_event td_event;
+td_status td_event_create(td_device *device, td_event **out, td_err *err);
+void td_event_destroy(td_device *device, td_event *event); /* NULL is fine */
+td_status td_event_record(td_event *event, td_stream *stream);
+td_status td_event_wait(td_event *event, td_stream *stream, td_err *err); /* the host waits */
+/* Time on the device from one point to a later one, both passed. */
+td_status td_event_elapsed_ns(td_event *from, td_event *to, td_stream *stream, int64_t *out,
+                              td_err *err);
+
 /* Bytes of device memory that are free now; 0 where nobody counts (CPU). */
 uint64_t td_device_free_bytes(td_device *device);
 #endif

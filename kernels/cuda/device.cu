@@ -282,10 +282,63 @@ static void graph_destroy(td_graph *graph)
     free(graph);
 }
 
-static const td_device_class cuda_class = {close_device, alloc_memory, free_memory,  alloc_host,
-                                           free_host,    free_bytes,   write_memory, read_memory,
-                                           fill_memory,  copy_memory,  sync_stream,  graph_begin,
-                                           graph_end,    graph_launch, graph_destroy};
+/* ---- points on the stream ---- */
+
+struct td_event {
+    cudaEvent_t event;
+};
+
+static td_status event_create(td_device *device, td_event **out, td_err *err)
+{
+    td_stream *s = stream_of(device);
+    td_event *event = static_cast<td_event *>(calloc(1, sizeof(*event)));
+    cudaError_t e = event == NULL ? cudaErrorMemoryAllocation : cudaSetDevice(s->index);
+    if (e == cudaSuccess)
+        e = cudaEventCreate(&event->event);
+    if (e != cudaSuccess) {
+        free(event);
+        return failed(err, s, "making an event", e);
+    }
+    *out = event;
+    return TD_OK;
+}
+
+static void event_destroy(td_device *device, td_event *event)
+{
+    (void)device;
+    cudaEventDestroy(event->event);
+    free(event);
+}
+
+static td_status event_record(td_event *event, td_stream *s)
+{
+    return keep(s, "an event", cudaEventRecord(event->event, s->stream));
+}
+
+static td_status event_wait(td_event *event, td_stream *s, td_err *err)
+{
+    cudaError_t e = cudaEventSynchronize(event->event);
+    if (s->error[0] != '\0')
+        return td_fail(err, TD_CUDA, "GPU %d: %s", s->index, s->error);
+    return e == cudaSuccess ? TD_OK : failed(err, s, "running what was enqueued", e);
+}
+
+static td_status event_elapsed_ns(td_event *from, td_event *to, td_stream *s, int64_t *out,
+                                  td_err *err)
+{
+    float ms = 0;
+    cudaError_t e = cudaEventElapsedTime(&ms, from->event, to->event);
+    if (e != cudaSuccess)
+        return failed(err, s, "timing", e);
+    *out = static_cast<int64_t>(static_cast<double>(ms) * 1e6);
+    return TD_OK;
+}
+
+static const td_device_class cuda_class = {
+    close_device, alloc_memory,  free_memory,  alloc_host,   free_host,
+    free_bytes,   write_memory,  read_memory,  fill_memory,  copy_memory,
+    sync_stream,  graph_begin,   graph_end,    graph_launch, graph_destroy,
+    event_create, event_destroy, event_record, event_wait,   event_elapsed_ns};
 
 /* What there is, against what this build has code for. */
 static td_status check_device(uint32_t index, cudaDeviceProp *prop, td_err *err)

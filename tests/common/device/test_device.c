@@ -169,6 +169,26 @@ TEST(copies_move_bytes)
     td_device_close(device);
 }
 
+TEST(points_on_a_stream_are_in_order)
+{
+    td_device *device = NULL;
+    td_event *a = NULL, *b = NULL;
+    int64_t ns = -1;
+    TD_EQ(TD_OK, td_device_open_cpu(1, 0, &device, NULL));
+    td_stream *stream = td_device_stream(device);
+    TD_EQ(TD_OK, td_event_create(device, &a, NULL));
+    TD_EQ(TD_OK, td_event_create(device, &b, NULL));
+    TD_EQ(TD_OK, td_event_record(a, stream));
+    TD_EQ(TD_OK, td_event_record(b, stream));
+    TD_EQ(TD_OK, td_event_wait(b, stream, NULL));
+    TD_EQ(TD_OK, td_event_elapsed_ns(a, b, stream, &ns, NULL));
+    TD_TRUE(ns >= 0);
+    td_event_destroy(device, a);
+    td_event_destroy(device, b);
+    td_event_destroy(device, NULL);
+    td_device_close(device);
+}
+
 TEST(instruction_sets_are_capped_by_the_cpu)
 {
     td_device *device;
