@@ -9,8 +9,9 @@
 
 /* What a number is for: different purposes at one position are independent. */
 typedef enum {
-    TD_RANDOM_TOKEN = 0, /* the token at this absolute position */
-    TD_RANDOM_TEST = 1,  /* tests and benchmarks */
+    TD_RANDOM_TOKEN = 0,  /* the token at this absolute position */
+    TD_RANDOM_TEST = 1,   /* tests and benchmarks */
+    TD_RANDOM_WEIGHT = 2, /* weights of a slice (model/slice.h) */
 } td_random_purpose;
 
 typedef struct {

@@ -1,6 +1,7 @@
 #include "model/checkpoint.h"
 
 #include "common/base/conf.h"
+#include "model/slice.h"
 
 #include <cjson/cJSON.h>
 #include <stdio.h>
@@ -14,6 +15,7 @@ struct td_checkpoint {
     td_safetensors **shards; /* [n_shards] */
     char **shard_names;      /* [n_shards] file names, ascending */
     size_t n_shards;
+    td_slice *slice;           /* instead of shards */
     const td_tensor **tensors; /* [n], ascending by name */
     size_t n;
 };
@@ -44,12 +46,14 @@ static td_status open_shard(td_checkpoint *ckpt, const char *dir, const char *na
 
 static td_status collect(td_checkpoint *ckpt, const char *dir, td_err *err)
 {
-    size_t n = 0;
+    size_t n = ckpt->slice != NULL ? td_slice_count(ckpt->slice) : 0;
     for (size_t i = 0; i < ckpt->n_shards; i++)
         n += td_safetensors_count(ckpt->shards[i]);
     ckpt->tensors = calloc(n + 1, sizeof(*ckpt->tensors));
     if (ckpt->tensors == NULL)
         return td_fail(err, TD_NOMEM, "checkpoint: no memory for %zu tensors", n);
+    for (size_t i = 0; i < n && ckpt->slice != NULL; i++)
+        ckpt->tensors[ckpt->n++] = td_slice_at(ckpt->slice, i);
     for (size_t i = 0; i < ckpt->n_shards; i++)
         for (size_t j = 0; j < td_safetensors_count(ckpt->shards[i]); j++)
             ckpt->tensors[ckpt->n++] = td_safetensors_at(ckpt->shards[i], j);
@@ -160,19 +164,32 @@ static td_status open_whole(td_checkpoint *ckpt, const char *dir, td_err *err)
     return st;
 }
 
-td_status td_checkpoint_open(const char *dir, td_checkpoint **out, td_err *err)
+static td_status open_slice(td_checkpoint *ckpt, const char *description, td_err *err)
+{
+    td_slice_spec spec;
+    td_status st = td_slice_parse(description, &spec, err);
+    return st == TD_OK ? td_slice_create(&spec, &ckpt->slice, err) : st;
+}
+
+static td_status open_folder(td_checkpoint *ckpt, const char *dir, td_err *err)
 {
     char index[4096];
     if ((size_t)snprintf(index, sizeof(index), "%s/model.safetensors.index.json", dir) >=
         sizeof(index))
         return td_fail(err, TD_CONFIG, "path of %zu bytes", strlen(dir));
-    td_checkpoint *ckpt = calloc(1, sizeof(*ckpt));
-    if (ckpt == NULL)
-        return td_fail(err, TD_NOMEM, "checkpoint: no memory");
     FILE *there = fopen(index, "re");
     td_status st = there != NULL ? open_sharded(ckpt, dir, index, err) : open_whole(ckpt, dir, err);
     if (there != NULL)
         fclose(there);
+    return st;
+}
+
+td_status td_checkpoint_open(const char *dir, td_checkpoint **out, td_err *err)
+{
+    td_checkpoint *ckpt = calloc(1, sizeof(*ckpt));
+    if (ckpt == NULL)
+        return td_fail(err, TD_NOMEM, "checkpoint: no memory");
+    td_status st = td_slice_is(dir) ? open_slice(ckpt, dir, err) : open_folder(ckpt, dir, err);
     if (st == TD_OK)
         st = collect(ckpt, dir, err);
     if (st == TD_OK)
@@ -190,6 +207,7 @@ void td_checkpoint_close(td_checkpoint *ckpt)
         td_safetensors_close(ckpt->shards[i]);
         free(ckpt->shard_names[i]);
     }
+    td_slice_destroy(ckpt->slice);
     free(ckpt->shards);
     free(ckpt->shard_names);
     free(ckpt->tensors);

@@ -1,6 +1,7 @@
 /* checkpoint.h - the tensors of a model folder: model.safetensors, or the shards that
  * model.safetensors.index.json names. One name space; a tensor that stands in two shards, or that
- * the index puts in a shard which does not have it, is an error. */
+ * the index puts in a shard which does not have it, is an error. A name "slice:.." (slice.h) is a
+ * checkpoint without files. */
 #ifndef TD_MODEL_CHECKPOINT_H
 #define TD_MODEL_CHECKPOINT_H
 #include "model/safetensors.h"

@@ -42,7 +42,7 @@ typedef struct {
  * of bounds or in contradiction with another. TD_UNSUPPORTED: well-formed, but another model. */
 td_status td_model_config_parse(const char *json, size_t n_bytes, td_model_config *out,
                                 td_err *err);
-/* dir/config.json. */
+/* dir/config.json, or what a "slice:.." says (slice.h). */
 td_status td_model_config_load(const char *dir, td_model_config *out, td_err *err);
 
 /* The cache's layout for this model. Precise mode takes an f32 cache only, quantised mode fp8 or

@@ -1,6 +1,7 @@
 #include "model/fingerprint.h"
 
 #include "common/base/conf.h"
+#include "model/slice.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -28,10 +29,25 @@ static uint64_t hash_u64(uint64_t h, uint64_t v)
     return hash(h, bytes, 8);
 }
 
+/* A slice (slice.h) is its description: config.json is made from it, other files it has none. */
+static td_status hash_slice(const char *description, const char *name, uint64_t *out, td_err *err)
+{
+    char text[TD_SLICE_MAX_CONFIG_BYTES];
+    td_slice_spec spec;
+    if (strcmp(name, "config.json") != 0)
+        return TD_NOT_FOUND;
+    td_status st = td_slice_parse(description, &spec, err);
+    if (st == TD_OK)
+        *out = hash(FNV_START, text, td_slice_config_text(&spec, text));
+    return st;
+}
+
 static td_status hash_file(const char *dir, const char *name, uint64_t *out, td_err *err)
 {
     char path[4096], *text = NULL;
     size_t n_bytes = 0;
+    if (td_slice_is(dir))
+        return hash_slice(dir, name, out, err);
     if ((size_t)snprintf(path, sizeof(path), "%s/%s", dir, name) >= sizeof(path))
         return td_fail(err, TD_CONFIG, "path of %zu bytes", strlen(dir));
     td_status st = td_read_file(path, FILE_MAX_BYTES, &text, &n_bytes, err);
@@ -45,6 +61,7 @@ static td_status hash_file(const char *dir, const char *name, uint64_t *out, td_
 td_status td_fingerprint_model(td_fingerprint *fp, const char *dir, const td_checkpoint *ckpt,
                                td_err *err)
 {
+    unsigned char sample[SAMPLE_BYTES];
     uint64_t config = 0, tokenizer = 0, shapes = FNV_START, samples = FNV_START;
     td_status st = hash_file(dir, "config.json", &config, err);
     if (st < 0)
@@ -60,7 +77,10 @@ td_status td_fingerprint_model(td_fingerprint *fp, const char *dir, const td_che
         shapes = hash_u64(hash_u64(shapes, t->dtype), (uint64_t)t->n_dims);
         for (int d = 0; d < t->n_dims; d++)
             shapes = hash_u64(shapes, (uint64_t)t->shape[d]);
-        samples = hash(samples, t->data + (t->n_bytes - n) / 2, n);
+        st = td_tensor_read(t, (t->n_bytes - n) / 2, n, sample, err);
+        if (st < 0)
+            return st;
+        samples = hash(samples, sample, n);
     }
     td_fingerprint_set(fp, "config", "%016" PRIx64, config);
     td_fingerprint_set(fp, "tensors", "%zu", td_checkpoint_count(ckpt));

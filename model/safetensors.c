@@ -17,6 +17,8 @@
 struct td_safetensors {
     void *map; /* NULL: the bytes are the caller's */
     size_t map_bytes;
+    int fd;                    /* of the file behind map */
+    const unsigned char *base; /* its first byte */
     const unsigned char *data; /* behind the header */
     uint64_t data_bytes;
     td_tensor *tensors; /* [n], ascending by name */
@@ -116,6 +118,10 @@ static td_status read_offsets(const td_safetensors *file, const cJSON *item, td_
     }
     t->data = file->data + begin;
     t->n_bytes = want;
+    if (file->map != NULL) {
+        t->fd = file->fd;
+        t->file_offset = (uint64_t)(t->data - file->base);
+    }
     return TD_OK;
 }
 
@@ -239,6 +245,7 @@ static td_status read_file(td_safetensors *file, const unsigned char *bytes, siz
     if (root == NULL)
         return td_fail(err, TD_DATA_LOSS, "the header is not JSON (near byte %zu)",
                        end == NULL ? (size_t)0 : (size_t)(end - header));
+    file->base = bytes;
     file->data = bytes + 8 + header_bytes;
     file->data_bytes = n_bytes - 8 - header_bytes;
     while (end < header + header_bytes && st == TD_OK)
@@ -274,9 +281,11 @@ td_status td_safetensors_open(const char *path, td_safetensors **out, td_err *er
         } else {
             file->map = map;
             file->map_bytes = (size_t)info.st_size;
+            file->fd = fd;
         }
     }
-    close(fd);
+    if (file == NULL || file->map == NULL)
+        close(fd);
     if (st == TD_OK)
         st = read_file(file, file->map, file->map_bytes, &why);
     if (st == TD_OK) {
@@ -307,8 +316,10 @@ void td_safetensors_close(td_safetensors *file)
     for (size_t i = 0; i < file->n; i++)
         free((char *)file->tensors[i].name);
     free(file->tensors);
-    if (file->map != NULL)
+    if (file->map != NULL) {
         munmap(file->map, file->map_bytes);
+        close(file->fd);
+    }
     free(file);
 }
 
@@ -327,6 +338,33 @@ const td_tensor *td_safetensors_find(const td_safetensors *file, const char *nam
 {
     td_tensor key = {.name = name};
     return bsearch(&key, file->tensors, file->n, sizeof(key), by_name);
+}
+
+td_status td_tensor_read(const td_tensor *tensor, uint64_t offset, uint64_t n_bytes, void *dst,
+                         td_err *err)
+{
+    char *to = dst;
+    td_assert(offset <= tensor->n_bytes && n_bytes <= tensor->n_bytes - offset);
+    if (tensor->make != NULL) {
+        tensor->make(tensor, offset, n_bytes, dst);
+        return TD_OK;
+    }
+    if (tensor->file_offset == 0) {
+        memcpy(dst, tensor->data + offset, n_bytes);
+        return TD_OK;
+    }
+    while (n_bytes > 0) {
+        ssize_t got = pread(tensor->fd, to, n_bytes, (off_t)(tensor->file_offset + offset));
+        if (got < 0 && errno == EINTR)
+            continue;
+        if (got <= 0)
+            return td_fail(err, TD_IO, "tensor %s: reading byte %" PRIu64 ": %s", tensor->name,
+                           offset, got == 0 ? "the file has become shorter" : strerror(errno));
+        to += got;
+        offset += (uint64_t)got;
+        n_bytes -= (uint64_t)got;
+    }
+    return TD_OK;
 }
 
 const char *td_st_dtype_name(td_st_dtype dtype)

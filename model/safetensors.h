@@ -37,14 +37,29 @@ typedef enum {
         TD_ST_N_DTYPES
 } td_st_dtype;
 
-typedef struct {
+typedef struct td_tensor td_tensor;
+/* Writes bytes [offset, offset + n_bytes) of the tensor to dst. Any thread; cannot fail. */
+typedef void (*td_tensor_make)(const td_tensor *tensor, uint64_t offset, uint64_t n_bytes,
+                               void *dst);
+
+struct td_tensor {
     const char *name; /* owned by the file's object */
     td_st_dtype dtype;
     int n_dims;
     int64_t shape[TD_ST_MAX_DIMS]; /* [n_dims], each >= 0 */
-    const unsigned char *data;     /* n_bytes in the mapping; no alignment promised */
+    const unsigned char *data;     /* n_bytes in the mapping; no alignment promised. NULL: made */
     uint64_t n_bytes;
-} td_tensor;
+    int fd;               /* of the file, whose object owns it; only with file_offset > 0 */
+    uint64_t file_offset; /* of the tensor's first byte; 0: in memory alone */
+    td_tensor_make make;  /* NULL: the bytes stand in data */
+    const void *make_arg;
+};
+
+/* Bytes [offset, offset + n_bytes) to dst: read from the file rather than through the mapping, so
+ * that a file that shrank or a bad disk is an error and no signal. Any thread, allocates nothing.
+ * TD_IO, names the tensor. td_assert: within the tensor. */
+td_status td_tensor_read(const td_tensor *tensor, uint64_t offset, uint64_t n_bytes, void *dst,
+                         td_err *err);
 
 typedef struct td_safetensors td_safetensors;
 
@@ -65,7 +80,7 @@ size_t td_st_dtype_bytes(td_st_dtype dtype);
 /* "[2, 3]" into text[size]; returns text. */
 const char *td_st_shape_text(const int64_t *shape, int n_dims, char *text, size_t size);
 
-/* Writes n tensors (their data pointers, host memory) in the given order; data starts 64-byte
+/* Writes n tensors (in memory, in files or made) in the given order; data starts 64-byte
  * aligned. The file appears under its name only when it is whole. */
 td_status td_safetensors_write(const char *path, const td_tensor *tensors, size_t n, td_err *err);
 #endif

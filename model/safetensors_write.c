@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #define DATA_ALIGN 64
+#define CHUNK_BYTES ((size_t)4 << 20) /* of tensors that are not in memory */
 
 static td_status check_name(const char *name, td_err *err)
 {
@@ -73,6 +74,31 @@ static int write_all(int fd, const void *data, size_t n_bytes)
     return 0;
 }
 
+/* Tensors that are made or stand in a file pass through `chunk`. */
+static td_status write_tensor(int fd, const char *path, const td_tensor *t, void *chunk,
+                              td_err *err)
+{
+    int direct = t->make == NULL && t->file_offset == 0;
+    uint64_t step = direct ? t->n_bytes : CHUNK_BYTES;
+    for (uint64_t at = 0; at < t->n_bytes; at += step) {
+        uint64_t n = t->n_bytes - at < step ? t->n_bytes - at : step;
+        td_status st = direct ? TD_OK : td_tensor_read(t, at, n, chunk, err);
+        if (st < 0)
+            return st;
+        if (write_all(fd, direct ? t->data : chunk, n) != 0)
+            return td_fail(err, TD_IO, "%s: %s", path, strerror(errno));
+    }
+    return TD_OK;
+}
+
+static int is_anywhere_else(const td_tensor *tensors, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        if (tensors[i].make != NULL || tensors[i].file_offset != 0)
+            return 1;
+    return 0;
+}
+
 td_status td_safetensors_write(const char *path, const td_tensor *tensors, size_t n, td_err *err)
 {
     char *header = NULL, part[4096];
@@ -82,18 +108,22 @@ td_status td_safetensors_write(const char *path, const td_tensor *tensors, size_
     td_status st = make_header(tensors, n, &header, &header_bytes, err);
     if (st < 0)
         return st;
-    int fd = open(part, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-    int bad = fd < 0 || write_all(fd, header, header_bytes) != 0;
-    for (size_t i = 0; i < n && !bad; i++)
-        bad = write_all(fd, tensors[i].data, tensors[i].n_bytes) != 0;
-    if (bad)
+    void *chunk = is_anywhere_else(tensors, n) ? malloc(CHUNK_BYTES) : NULL;
+    int fd = -1;
+    if (chunk == NULL && is_anywhere_else(tensors, n))
+        st = td_fail(err, TD_NOMEM, "safetensors: no memory");
+    else if ((fd = open(part, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666)) < 0 ||
+             write_all(fd, header, header_bytes) != 0)
         st = td_fail(err, TD_IO, "%s: %s", part, strerror(errno));
-    if (fd >= 0 && close(fd) != 0 && !bad)
+    for (size_t i = 0; i < n && st == TD_OK; i++)
+        st = write_tensor(fd, part, &tensors[i], chunk, err);
+    if (fd >= 0 && close(fd) != 0 && st == TD_OK)
         st = td_fail(err, TD_IO, "%s: %s", part, strerror(errno));
     if (st == TD_OK && rename(part, path) != 0)
         st = td_fail(err, TD_IO, "%s: %s", path, strerror(errno));
     if (st < 0 && fd >= 0)
         unlink(part);
+    free(chunk);
     free(header);
     return st;
 }

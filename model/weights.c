@@ -1,11 +1,9 @@
 #include "model/weights.h"
 
-#include "kernels/numbers.h"
 #include "model/weights_read.h"
 
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 
 #define CUT_FP8 TD_QUANT_GROUP /* whole blocks, so that groups stay those of the unsplit tensor */
 #define CUT_OTHER 8
@@ -119,15 +117,6 @@ static void read_experts(td_weights_reader *r, const char *layer, td_expert_weig
     }
 }
 
-static void store_act(const td_weights_reader *r, const float *from, size_t n, void *to)
-{
-    if (r->out->act == TD_F32)
-        memcpy(to, from, n * sizeof(*from));
-    else
-        for (size_t i = 0; i < n; i++)
-            ((td_bf16 *)to)[i] = td_f32_to_bf16(from[i]);
-}
-
 /* The rank's heads, in whole blocks of q_b's rows and o's columns. */
 static void cut_heads(const td_weights_reader *r)
 {
@@ -148,40 +137,22 @@ static void cut_heads(const td_weights_reader *r)
 static void read_absorbed(td_weights_reader *r, const char *layer, td_layer_weights *out)
 {
     const td_model_config *c = r->config;
-    size_t nope = (size_t)c->qk_nope_dim, v = (size_t)c->v_dim, dim = (size_t)c->kv_lora_rank;
-    size_t first = (size_t)r->out->head_lo, heads = (size_t)r->out->head_hi - first;
-    size_t act = td_dtype_bytes(r->out->act);
-    td_matrix m = td_read_matrix(r, layer, "self_attn.kv_b_proj.weight",
-                                 c->n_heads * (c->qk_nope_dim + c->v_dim), c->kv_lora_rank);
-    out->w_uk = td_read_alloc(r, heads * dim * nope * act);
-    out->w_uv = td_read_alloc(r, heads * v * dim * act);
-    float *head = calloc((nope + v) * dim, sizeof(*head));
-    float *turned = calloc(nope * dim, sizeof(*turned));
-    void *cast = malloc((nope > v ? nope : v) * dim * act);
-    if (r->st == TD_OK && (head == NULL || turned == NULL || cast == NULL))
-        r->st = td_fail(r->err, TD_NOMEM, "weights: no memory for %s", layer);
-    td_stream *stream = td_device_stream(r->out->device);
-    for (size_t h = 0; h < heads && r->st == TD_OK; h++) {
-        size_t row = (first + h) * (nope + v);
-        td_read_host_f32(r, &m, (int32_t)row, (int32_t)(row + nope + v), head);
-        for (size_t j = 0; j < nope; j++)
-            for (size_t k = 0; k < dim; k++)
-                turned[k * nope + j] = head[j * dim + k];
-        store_act(r, turned, nope * dim, cast);
-        r->st = td_stream_write(stream, (char *)out->w_uk + h * nope * dim * act, cast,
-                                nope * dim * act);
-        if (r->st == TD_OK)
-            r->st = td_stream_sync(stream, r->err);
-        store_act(r, head + nope * dim, v * dim, cast);
-        if (r->st == TD_OK)
-            r->st =
-                td_stream_write(stream, (char *)out->w_uv + h * v * dim * act, cast, v * dim * act);
-        if (r->st == TD_OK)
-            r->st = td_stream_sync(stream, r->err);
+    int32_t nope = c->qk_nope_dim, v = c->v_dim, dim = c->kv_lora_rank;
+    int32_t lo = r->out->head_lo, hi = r->out->head_hi;
+    size_t heads = (size_t)(hi - lo), act = td_dtype_bytes(r->out->act);
+    size_t uk_bytes = (size_t)dim * (size_t)nope * act, uv_bytes = (size_t)v * (size_t)dim * act;
+    td_matrix m =
+        td_read_matrix(r, layer, "self_attn.kv_b_proj.weight", c->n_heads * (nope + v), dim);
+    out->w_uk = td_read_alloc(r, heads * uk_bytes);
+    out->w_uv = td_read_alloc(r, heads * uv_bytes);
+    for (int32_t h = lo; h < hi && r->st == TD_OK; h++) {
+        td_cut rows = {h * (nope + v), h * (nope + v) + nope, 0, dim};
+        td_read_turned(r, &m, &rows, r->out->act, (char *)out->w_uk + (size_t)(h - lo) * uk_bytes);
     }
-    free(head);
-    free(turned);
-    free(cast);
+    for (int32_t h = lo; h < hi && r->st == TD_OK; h++) {
+        td_cut rows = {h * (nope + v) + nope, (h + 1) * (nope + v), 0, dim};
+        td_read_part(r, &m, &rows, r->out->act, (char *)out->w_uv + (size_t)(h - lo) * uv_bytes);
+    }
 }
 
 static td_linear read_cut(td_weights_reader *r, const char *prefix, const char *name,
@@ -266,20 +237,26 @@ static void read_ends(td_weights_reader *r)
         w->head = td_read_wide(r, "", "lm_head.weight", c->vocab_size, c->hidden_size);
 }
 
+/* The ranks of a process load at the same time and share its CPUs. */
+static td_status create_upload(td_weights_reader *r, td_device *device)
+{
+    td_upload_options o = {.n_threads = r->options->load_threads,
+                           .buffer_bytes = r->options->load_buffer_bytes};
+    uint32_t share = td_device_cpus() / (uint32_t)r->options->n_ranks;
+    if (o.n_threads == 0 && r->options->n_ranks > 1)
+        o.n_threads = share < 1 ? 1 : share < 16 ? share : 16;
+    return td_upload_create(device, &o, &r->upload, r->err);
+}
+
 td_status td_weights_load(const td_checkpoint *ckpt, const td_model_config *config,
                           const td_weights_options *options, td_device *device, td_weights **out,
                           td_err *err)
 {
     td_weights_reader r = {.ckpt = ckpt, .config = config, .options = options, .err = err};
     td_assert(options->n_ranks >= 1 && options->rank >= 0 && options->rank < options->n_ranks);
-    for (int i = 0; i < 256; i++)
-        r.e4m3[i] = td_e4m3_to_f32((uint8_t)i);
     td_weights *w = r.out = calloc(1, sizeof(*w));
-    r.scratch = malloc(TD_READ_SCRATCH_BYTES);
-    if (w == NULL || r.scratch == NULL) {
-        r.st = td_fail(err, TD_NOMEM, "weights: no memory");
-        goto done;
-    }
+    if (w == NULL)
+        return td_fail(err, TD_NOMEM, "weights: no memory");
     w->config = *config;
     w->precise = options->precise;
     w->act = options->precise ? TD_F32 : TD_BF16;
@@ -301,15 +278,17 @@ td_status td_weights_load(const td_checkpoint *ckpt, const td_model_config *conf
     if (options->tensor && options->moe != TD_MOE_FUSED)
         r.st = td_fail(err, TD_CONFIG, "tensor-parallel ranks with whole experts: not supported");
     cut_heads(&r);
+    if (r.st == TD_OK)
+        r.st = create_upload(&r, device);
     read_ends(&r);
     for (int32_t i = 0; i < w->n_layers && r.st == TD_OK; i++)
         read_layer(&r, i, &w->layers[i]);
     if (w->has_draft)
         read_draft(&r, &w->layers[w->n_layers]);
     if (r.st == TD_OK)
-        r.st = td_stream_sync(td_device_stream(device), err);
+        r.st = td_upload_finish(r.upload, err);
 done:
-    free(r.scratch);
+    td_upload_destroy(r.upload);
     if (r.st == TD_OK)
         *out = w;
     else

@@ -78,12 +78,15 @@ typedef struct {
     td_moe_mode moe;
     int32_t rank, n_ranks;
     int tensor; /* cut the heads, too: the ranks of a tensor-parallel decoder. moe: fused */
+    uint32_t load_threads;    /* that read the checkpoint; 0: this rank's share of the CPUs */
+    size_t load_buffer_bytes; /* of page-locked memory, two for each of them; 0: 4 MiB */
 } td_weights_options;
 
 /* TD_CONFIG: a tensor is missing or has another shape or dtype than config.json asks for (names it,
  * with what was found and expected); TD_UNSUPPORTED: a dtype that no operation takes there;
- * TD_NOMEM. The draft layer is left out when config.json names one and the checkpoint has no tensor
- * of it. The checkpoint may be closed afterwards; the device must outlive the weights. */
+ * TD_NOMEM; TD_IO, names the tensor. The draft layer is left out when config.json names one and the
+ * checkpoint has no tensor of it. The checkpoint may be closed afterwards; the device must outlive
+ * the weights. */
 td_status td_weights_load(const td_checkpoint *ckpt, const td_model_config *config,
                           const td_weights_options *options, td_device *device, td_weights **out,
                           td_err *err);

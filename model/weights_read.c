@@ -1,7 +1,5 @@
 #include "model/weights_read.h"
 
-#include "kernels/numbers.h"
-
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -91,106 +89,18 @@ td_dtype td_read_dtype(const td_weights_reader *r, const td_matrix *m)
     return m->w != NULL && m->w->dtype == TD_ST_F8_E4M3 ? TD_E4M3 : TD_BF16;
 }
 
-static float scale_at(const td_matrix *m, int32_t row, int32_t col)
-{
-    size_t i = (size_t)(row / TD_QUANT_GROUP) * (size_t)td_ceil_div(m->n_cols, TD_QUANT_GROUP) +
-               (size_t)(col / TD_QUANT_GROUP);
-    td_bf16 b;
-    float f;
-    if (m->scale->dtype == TD_ST_F32) {
-        memcpy(&f, m->scale->data + i * 4, 4);
-        return f;
-    }
-    memcpy(&b, m->scale->data + i * 2, 2);
-    return td_bf16_to_f32(b);
-}
-
-/* One row, columns [lo, hi), dequantised. */
-static void row_f32(const td_weights_reader *r, const td_matrix *m, int32_t row, int32_t lo,
-                    int32_t hi, float *dst)
-{
-    size_t at = (size_t)row * (size_t)m->n_cols + (size_t)lo, n = (size_t)(hi - lo);
-    const unsigned char *data = m->w->data + at * td_st_dtype_bytes(m->w->dtype);
-    if (m->w->dtype == TD_ST_F32)
-        memcpy(dst, data, n * sizeof(*dst));
-    for (size_t i = 0; i < n && m->w->dtype == TD_ST_BF16; i++) {
-        td_bf16 b;
-        memcpy(&b, data + i * 2, 2);
-        dst[i] = td_bf16_to_f32(b);
-    }
-    for (size_t i = 0; i < n && m->w->dtype == TD_ST_F8_E4M3; i++)
-        dst[i] = r->e4m3[data[i]];
-    for (int32_t k = lo; k < hi && m->scale != NULL;) {
-        int32_t end = (k / TD_QUANT_GROUP + 1) * TD_QUANT_GROUP;
-        float scale = scale_at(m, row, k);
-        for (; k < end && k < hi; k++)
-            dst[k - lo] *= scale;
-    }
-}
-
-/* A checkpoint's f32 matrix may only become bf16 when that loses nothing. */
-static void row_bf16(td_weights_reader *r, const td_matrix *m, int32_t row, const td_cut *cut,
-                     td_bf16 *dst)
-{
-    float block[256];
-    for (int32_t k = cut->col_lo; k < cut->col_hi; k += 256) {
-        int32_t end = k + 256 < cut->col_hi ? k + 256 : cut->col_hi;
-        row_f32(r, m, row, k, end, block);
-        for (int32_t i = 0; i < end - k; i++) {
-            td_bf16 b = td_f32_to_bf16(block[i]);
-            dst[k - cut->col_lo + i] = b;
-            if (m->scale == NULL && m->w->dtype == TD_ST_F32 && td_bf16_to_f32(b) != block[i] &&
-                r->st == TD_OK)
-                r->st = td_fail(r->err, TD_UNSUPPORTED,
-                                "tensor %s is F32 and does not fit bf16 exactly: quantised mode "
-                                "would round it",
-                                m->w->name);
-        }
-    }
-}
-
 void td_read_part(td_weights_reader *r, const td_matrix *m, const td_cut *cut, td_dtype dtype,
                   void *dst)
 {
-    int32_t n_rows = cut->row_hi - cut->row_lo, n_cols = cut->col_hi - cut->col_lo;
-    size_t size = td_dtype_bytes(dtype), row_bytes = (size_t)n_cols * size;
-    if (r->st < 0 || n_rows == 0 || n_cols == 0)
-        return;
-    int as_stored = (dtype == TD_E4M3 && m->w->dtype == TD_ST_F8_E4M3) ||
-                    (dtype == TD_BF16 && m->w->dtype == TD_ST_BF16) ||
-                    (dtype == TD_F32 && m->w->dtype == TD_ST_F32);
-    td_stream *stream = td_device_stream(r->out->device);
-    if (as_stored && n_cols == m->n_cols) {
-        r->st = td_stream_write(stream, dst, m->w->data + (size_t)cut->row_lo * row_bytes,
-                                (size_t)n_rows * row_bytes);
-        return;
-    }
-    if (row_bytes > TD_READ_SCRATCH_BYTES) {
-        r->st =
-            td_fail(r->err, TD_UNSUPPORTED, "tensor %s: rows of %zu bytes", m->w->name, row_bytes);
-        return;
-    }
-    int32_t chunk = (int32_t)(TD_READ_SCRATCH_BYTES / row_bytes);
-    for (int32_t at = 0; at < n_rows && r->st == TD_OK; at += chunk) {
-        int32_t n = n_rows - at < chunk ? n_rows - at : chunk;
-        for (int32_t i = 0; i < n; i++) {
-            unsigned char *to = r->scratch + (size_t)i * row_bytes;
-            int32_t row = cut->row_lo + at + i;
-            if (as_stored)
-                memcpy(to,
-                       m->w->data + ((size_t)row * (size_t)m->n_cols + (size_t)cut->col_lo) * size,
-                       row_bytes);
-            else if (dtype == TD_F32)
-                row_f32(r, m, row, cut->col_lo, cut->col_hi, (float *)(void *)to);
-            else
-                row_bf16(r, m, row, cut, (td_bf16 *)(void *)to);
-        }
-        if (r->st == TD_OK)
-            r->st = td_stream_write(stream, (char *)dst + (size_t)at * row_bytes, r->scratch,
-                                    (size_t)n * row_bytes);
-        if (r->st == TD_OK) /* the scratch is used again */
-            r->st = td_stream_sync(stream, r->err);
-    }
+    if (r->st == TD_OK)
+        r->st = td_upload_add(r->upload, &(td_upload_part){*m, *cut, dtype, 0, dst}, r->err);
+}
+
+void td_read_turned(td_weights_reader *r, const td_matrix *m, const td_cut *cut, td_dtype dtype,
+                    void *dst)
+{
+    if (r->st == TD_OK)
+        r->st = td_upload_add(r->upload, &(td_upload_part){*m, *cut, dtype, 1, dst}, r->err);
 }
 
 void td_read_scales(td_weights_reader *r, const td_matrix *m, const td_cut *cut, float *dst)
@@ -203,13 +113,6 @@ void td_read_scales(td_weights_reader *r, const td_matrix *m, const td_cut *cut,
     td_cut part = {cut->row_lo / TD_QUANT_GROUP, td_ceil_div(cut->row_hi, TD_QUANT_GROUP),
                    cut->col_lo / TD_QUANT_GROUP, td_ceil_div(cut->col_hi, TD_QUANT_GROUP)};
     td_read_part(r, &scales, &part, TD_F32, dst);
-}
-
-void td_read_host_f32(td_weights_reader *r, const td_matrix *m, int32_t row_lo, int32_t row_hi,
-                      float *dst)
-{
-    for (int32_t row = row_lo; row < row_hi && r->st == TD_OK; row++)
-        row_f32(r, m, row, 0, m->n_cols, dst + (size_t)(row - row_lo) * (size_t)m->n_cols);
 }
 
 float *td_read_vector(td_weights_reader *r, const char *prefix, const char *name, int32_t n)

@@ -3,6 +3,7 @@
  * once. */
 #ifndef TD_MODEL_WEIGHTS_READ_H
 #define TD_MODEL_WEIGHTS_READ_H
+#include "model/upload.h"
 #include "model/weights.h"
 
 typedef struct {
@@ -10,25 +11,10 @@ typedef struct {
     const td_model_config *config;
     const td_weights_options *options;
     td_weights *out;
-    unsigned char *scratch; /* host, TD_READ_SCRATCH_BYTES */
-    float e4m3[256];        /* value of each code */
+    td_upload *upload;
     td_status st;
     td_err *err;
 } td_weights_reader;
-
-#define TD_READ_SCRATCH_BYTES ((size_t)4 << 20)
-
-/* Part of a matrix: rows and columns [lo, hi). */
-typedef struct {
-    int32_t row_lo, row_hi, col_lo, col_hi;
-} td_cut;
-
-/* A matrix of the checkpoint with its block scales. */
-typedef struct {
-    const td_tensor *w;
-    const td_tensor *scale; /* e4m3 only */
-    int32_t n_rows, n_cols;
-} td_matrix;
 
 /* Device memory that the weights own; at least one byte. NULL after a failure. */
 void *td_read_alloc(td_weights_reader *r, size_t n_bytes);
@@ -37,14 +23,15 @@ td_matrix td_read_matrix(td_weights_reader *r, const char *prefix, const char *n
                          int32_t n_cols);
 /* What the operations get this matrix as: f32 in precise mode, else e4m3 or bf16. */
 td_dtype td_read_dtype(const td_weights_reader *r, const td_matrix *m);
-/* Cut part, converted to `dtype`, to device memory dst (contiguous). */
+/* Cut part, converted to `dtype`, to device memory dst (contiguous): there when the upload is
+ * finished, as everything below. */
 void td_read_part(td_weights_reader *r, const td_matrix *m, const td_cut *cut, td_dtype dtype,
                   void *dst);
+/* The same, turned: dst [columns, rows]. */
+void td_read_turned(td_weights_reader *r, const td_matrix *m, const td_cut *cut, td_dtype dtype,
+                    void *dst);
 /* The scales of a cut part (e4m3), f32; the cut starts at multiples of 128. */
 void td_read_scales(td_weights_reader *r, const td_matrix *m, const td_cut *cut, float *dst);
-/* The whole matrix to host memory as f32, dequantised. */
-void td_read_host_f32(td_weights_reader *r, const td_matrix *m, int32_t row_lo, int32_t row_hi,
-                      float *dst);
 /* "<prefix><name>": [n] f32 or bf16 -> f32 in new device memory. */
 float *td_read_vector(td_weights_reader *r, const char *prefix, const char *name, int32_t n);
 /* The cut part of a matrix as a linear of its own, its weights as dtype. */

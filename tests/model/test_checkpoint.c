@@ -13,8 +13,10 @@ TD_TEST_MAIN
 static void write_one(const char *dir, const char *file, const char *a, const char *b)
 {
     float numbers[2] = {1, 2};
-    td_tensor t[2] = {{a, TD_ST_F32, 1, {2}, (const unsigned char *)numbers, 8},
-                      {b, TD_ST_F32, 1, {1}, (const unsigned char *)numbers, 4}};
+    const unsigned char *data = (const unsigned char *)numbers;
+    td_tensor t[2] = {
+        {.name = a, .dtype = TD_ST_F32, .n_dims = 1, .shape = {2}, .data = data, .n_bytes = 8},
+        {.name = b, .dtype = TD_ST_F32, .n_dims = 1, .shape = {1}, .data = data, .n_bytes = 4}};
     TD_EQ(TD_OK, td_safetensors_write(td_scratch_path(dir, file), t, 2, NULL));
 }
 

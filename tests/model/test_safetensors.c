@@ -204,10 +204,14 @@ TEST(a_written_file_reads_back)
     const char *path = td_scratch_path(td_scratch_dir(), "out.safetensors");
     float numbers[6] = {1, 2, 3, 4, 5, 6};
     int32_t ids[3] = {7, 8, 9};
+    const unsigned char *data = (const unsigned char *)numbers;
     td_tensor out[3] = {
-        {"logits", TD_ST_F32, 2, {2, 3}, (const unsigned char *)numbers, sizeof(numbers)},
-        {"ids", TD_ST_I32, 1, {3}, (const unsigned char *)ids, sizeof(ids)},
-        {"nothing", TD_ST_F32, 2, {0, 3}, (const unsigned char *)numbers, 0}};
+        {.name = "logits", .dtype = TD_ST_F32, .n_dims = 2, .shape = {2, 3}, .data = data},
+        {.name = "ids", .dtype = TD_ST_I32, .n_dims = 1, .shape = {3}},
+        {.name = "nothing", .dtype = TD_ST_F32, .n_dims = 2, .shape = {0, 3}, .data = data}};
+    out[0].n_bytes = sizeof(numbers);
+    out[1].data = (const unsigned char *)ids;
+    out[1].n_bytes = sizeof(ids);
     td_safetensors *file = NULL;
     td_err err;
     TD_EQ(TD_OK, td_safetensors_write(path, out, 3, NULL));

@@ -1,0 +1,117 @@
+#include "model/upload_fill.h"
+
+#include "kernels/numbers.h"
+
+#include <string.h>
+
+#define BLOCK 1024 /* elements that are converted at a time */
+
+static int is_stored_as(const td_tensor *t, td_dtype dtype)
+{
+    return (dtype == TD_E4M3 && t->dtype == TD_ST_F8_E4M3) ||
+           (dtype == TD_BF16 && t->dtype == TD_ST_BF16) ||
+           (dtype == TD_F32 && t->dtype == TD_ST_F32);
+}
+
+/* n elements from `first` on as f32, without scales. */
+static td_status widen(const td_tensor *t, uint64_t first, int32_t n, const float *e4m3, float *dst,
+                       td_err *err)
+{
+    unsigned char raw[BLOCK * sizeof(float)];
+    uint64_t size = td_st_dtype_bytes(t->dtype);
+    td_status st = td_tensor_read(t, first * size, (uint64_t)n * size, raw, err);
+    if (st < 0)
+        return st;
+    if (t->dtype == TD_ST_F32)
+        memcpy(dst, raw, (size_t)n * sizeof(*dst));
+    for (int32_t i = 0; i < n && t->dtype == TD_ST_BF16; i++) {
+        td_bf16 b;
+        memcpy(&b, raw + 2 * i, 2);
+        dst[i] = td_bf16_to_f32(b);
+    }
+    for (int32_t i = 0; i < n && t->dtype == TD_ST_F8_E4M3; i++)
+        dst[i] = e4m3[raw[i]];
+    return TD_OK;
+}
+
+/* Columns [lo, hi) of one row, at most BLOCK of them, dequantised. */
+static td_status row_f32(const td_matrix *m, int32_t row, int32_t lo, int32_t hi, const float *e4m3,
+                         float *dst, td_err *err)
+{
+    float scales[BLOCK / TD_QUANT_GROUP + 2];
+    int32_t group = lo / TD_QUANT_GROUP, n = (hi - 1) / TD_QUANT_GROUP - group + 1;
+    td_status st =
+        widen(m->w, (uint64_t)row * (uint64_t)m->n_cols + (uint64_t)lo, hi - lo, e4m3, dst, err);
+    if (st < 0 || m->scale == NULL)
+        return st;
+    uint64_t first =
+        (uint64_t)(row / TD_QUANT_GROUP) * (uint64_t)td_ceil_div(m->n_cols, TD_QUANT_GROUP);
+    st = widen(m->scale, first + (uint64_t)group, n, e4m3, scales, err);
+    for (int32_t k = lo; k < hi && st == TD_OK; k++)
+        dst[k - lo] *= scales[k / TD_QUANT_GROUP - group];
+    return st;
+}
+
+/* Elements to dst, `step` elements apart. A checkpoint's f32 matrix may only become bf16 when that
+ * loses nothing. */
+static td_status store(const td_matrix *m, const float *from, int32_t n, td_dtype dtype,
+                       int32_t step, unsigned char *dst, td_err *err)
+{
+    int exact = m->w->dtype == TD_ST_F32 && m->scale == NULL;
+    for (int32_t i = 0; i < n; i++) {
+        size_t at = (size_t)i * (size_t)step;
+        td_bf16 b = td_f32_to_bf16(from[i]);
+        if (dtype == TD_F32) {
+            memcpy(dst + 4 * at, &from[i], 4);
+            continue;
+        }
+        memcpy(dst + 2 * at, &b, 2);
+        if (exact && td_bf16_to_f32(b) != from[i])
+            return td_fail(err, TD_UNSUPPORTED,
+                           "tensor %s is F32 and does not fit bf16 exactly: quantised mode would "
+                           "round it",
+                           m->w->name);
+    }
+    return TD_OK;
+}
+
+static td_status fill_stored(const td_upload_part *p, unsigned char *dst, td_err *err)
+{
+    const td_cut *c = &p->cut;
+    uint64_t size = td_dtype_bytes(p->dtype), width = (uint64_t)p->m.n_cols;
+    uint64_t n_rows = (uint64_t)(c->row_hi - c->row_lo), n_cols = (uint64_t)(c->col_hi - c->col_lo);
+    td_status st = TD_OK;
+    if (n_cols == width)
+        return td_tensor_read(p->m.w, (uint64_t)c->row_lo * width * size, n_rows * width * size,
+                              dst, err);
+    for (uint64_t i = 0; i < n_rows && st == TD_OK; i++)
+        st =
+            td_tensor_read(p->m.w, (((uint64_t)c->row_lo + i) * width + (uint64_t)c->col_lo) * size,
+                           n_cols * size, dst + i * n_cols * size, err);
+    return st;
+}
+
+td_status td_upload_fill(const td_upload_part *p, const float *e4m3, unsigned char *dst,
+                         td_err *err)
+{
+    const td_cut *c = &p->cut;
+    size_t size = td_dtype_bytes(p->dtype);
+    int32_t n_rows = c->row_hi - c->row_lo, n_cols = c->col_hi - c->col_lo;
+    float block[BLOCK];
+    if (!p->turned && is_stored_as(p->m.w, p->dtype))
+        return fill_stored(p, dst, err);
+    td_assert(p->dtype != TD_E4M3);
+    for (int32_t i = 0; i < n_rows; i++) {
+        for (int32_t k = 0; k < n_cols; k += BLOCK) {
+            int32_t n = n_cols - k < BLOCK ? n_cols - k : BLOCK, lo = c->col_lo + k;
+            size_t at = p->turned ? (size_t)k * (size_t)n_rows + (size_t)i
+                                  : (size_t)i * (size_t)n_cols + (size_t)k;
+            td_status st = row_f32(&p->m, c->row_lo + i, lo, lo + n, e4m3, block, err);
+            if (st == TD_OK)
+                st = store(&p->m, block, n, p->dtype, p->turned ? n_rows : 1, dst + at * size, err);
+            if (st < 0)
+                return st;
+        }
+    }
+    return TD_OK;
+}
