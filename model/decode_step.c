@@ -58,6 +58,7 @@ struct td_decode {
     td_graph *graphs[MAX_BUCKETS]; /* [n_graphs] for 2^i sequences */
     int32_t n_graphs;
     td_decode_graphs report;
+    int64_t waited_ns;
 };
 
 uint32_t td_decode_pages(int32_t prompt_len, int32_t max_new_tokens, uint32_t max_drafts)
@@ -188,6 +189,11 @@ void td_decode_destroy(td_decode *decode)
         td_device_free_host(decode->f.device, decode->result);
     td_forward_fini(&decode->f);
     free(decode);
+}
+
+int64_t td_decode_waited_ns(const td_decode *decode)
+{
+    return decode->waited_ns;
 }
 
 uint32_t td_decode_active(const td_decode *decode)
@@ -474,7 +480,10 @@ static td_status enqueue(td_decode *d)
     TD_TRY(
         td_stream_read(f->stream, d->result, d->target, (size_t)(d->B * d->N) * sizeof(int32_t)));
     TD_TRY(td_stream_read(f->stream, counts, d->n_accepted, (size_t)d->B * sizeof(int32_t)));
-    return td_stream_sync(f->stream, f->err);
+    const int64_t start = td_now_ns();
+    td_status st = td_stream_sync(f->stream, f->err);
+    d->waited_ns += td_now_ns() - start;
+    return st;
 }
 
 /* A step of 2^bucket sequences that is all padding: once to let scratch grow, once recorded. */

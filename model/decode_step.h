@@ -66,5 +66,8 @@ td_status td_decode_run(td_decode *decode, td_decode_result *results, uint32_t *
 /* For tests: logits [n_drafted + 1, V] of the slot's rows in the last step. */
 td_status td_decode_read_logits(td_decode *decode, uint32_t slot, float *logits, td_err *err);
 const td_decode_graphs *td_decode_graphs_report(const td_decode *decode); /* zeros: none */
+/* Time that steps have spent waiting for the device since the decoder was made; the rest of
+ * td_decode_run() is the host's own work. */
+int64_t td_decode_waited_ns(const td_decode *decode);
 uint32_t td_decode_active(const td_decode *decode); /* sequences that are not done */
 #endif
