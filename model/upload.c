@@ -11,7 +11,7 @@
 
 #define MAX_THREADS 64
 #define DEFAULT_THREADS 16
-#define DEFAULT_BYTES ((size_t)4 << 20)
+#define DEFAULT_BYTES ((size_t)2 << 20)
 #define DEFAULT_PATIENCE_MS 120000
 #define MAX_PIECES 64 /* of a buffer */
 #define ALIGN 64

@@ -30,7 +30,7 @@ typedef struct {
 
 typedef struct {
     uint32_t n_threads;  /* readers; 0: one per CPU, at most 16 */
-    size_t buffer_bytes; /* of each of 2 * n_threads; a row must fit; 0: 4 MiB */
+    size_t buffer_bytes; /* of each of 2 * n_threads; a row must fit; 0: 2 MiB */
     int64_t patience_ms; /* longest wait for a reader's next buffer; 0: two minutes */
 } td_upload_options;
 
