@@ -94,10 +94,10 @@ static td_status write_shards(job *j, uint32_t n_threads, td_err *err)
     uint32_t n = n_threads < MAX_THREADS ? n_threads : MAX_THREADS;
     td_status st = TD_OK;
     memset(writers, 0, sizeof(writers));
-    for (uint32_t i = 0; i < n; i++) {
+    writers[0].job = j;
+    for (uint32_t i = 1; i < n && i < j->n_shards; i++) {
         writers[i].job = j;
-        writers[i].started = i > 0 && i < j->n_shards &&
-                             pthread_create(&writers[i].thread, NULL, work, &writers[i]) == 0;
+        writers[i].started = pthread_create(&writers[i].thread, NULL, work, &writers[i]) == 0;
     }
     work(&writers[0]); /* this thread does what the others leave */
     for (uint32_t i = 1; i < n; i++)
@@ -174,6 +174,7 @@ td_status td_slice_write(const td_slice_spec *spec, const char *dir, uint64_t sh
 {
     job j = {.dir = dir};
     td_slice *slice = NULL;
+    td_assert(n_threads > 0);
     td_status st = td_slice_create(spec, &slice, err);
     j.slice = slice;
     if (st == TD_OK)

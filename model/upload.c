@@ -201,6 +201,8 @@ td_status td_upload_add(td_upload *u, const td_upload_part *part, td_err *err)
     size_t across = (size_t)(rest.turned ? c->row_hi - c->row_lo : c->col_hi - c->col_lo);
     size_t row_bytes = across * td_dtype_bytes(rest.dtype);
     td_status st = TD_OK;
+    if (row_bytes == 0)
+        return TD_OK;
     if (row_bytes > u->buffer_bytes)
         return td_fail(err, TD_UNSUPPORTED, "tensor %s: rows of %zu bytes", rest.m.w->name,
                        row_bytes);

@@ -22,15 +22,19 @@ static td_status widen(const td_tensor *t, uint64_t first, int32_t n, const floa
     td_status st = td_tensor_read(t, first * size, (uint64_t)n * size, raw, err);
     if (st < 0)
         return st;
-    if (t->dtype == TD_ST_F32)
+    if (t->dtype == TD_ST_BF16) {
+        for (int32_t i = 0; i < n; i++) {
+            td_bf16 b;
+            memcpy(&b, raw + 2 * (size_t)i, 2);
+            dst[i] = td_bf16_to_f32(b);
+        }
+    } else if (t->dtype == TD_ST_F8_E4M3) {
+        for (int32_t i = 0; i < n; i++)
+            dst[i] = e4m3[raw[i]];
+    } else {
+        td_assert(t->dtype == TD_ST_F32);
         memcpy(dst, raw, (size_t)n * sizeof(*dst));
-    for (int32_t i = 0; i < n && t->dtype == TD_ST_BF16; i++) {
-        td_bf16 b;
-        memcpy(&b, raw + 2 * i, 2);
-        dst[i] = td_bf16_to_f32(b);
     }
-    for (int32_t i = 0; i < n && t->dtype == TD_ST_F8_E4M3; i++)
-        dst[i] = e4m3[raw[i]];
     return TD_OK;
 }
 
@@ -38,7 +42,7 @@ static td_status widen(const td_tensor *t, uint64_t first, int32_t n, const floa
 static td_status row_f32(const td_matrix *m, int32_t row, int32_t lo, int32_t hi, const float *e4m3,
                          float *dst, td_err *err)
 {
-    float scales[BLOCK / TD_QUANT_GROUP + 2];
+    float scales[BLOCK / TD_QUANT_GROUP + 2] = {0};
     int32_t group = lo / TD_QUANT_GROUP, n = (hi - 1) / TD_QUANT_GROUP - group + 1;
     td_status st =
         widen(m->w, (uint64_t)row * (uint64_t)m->n_cols + (uint64_t)lo, hi - lo, e4m3, dst, err);
@@ -97,7 +101,7 @@ td_status td_upload_fill(const td_upload_part *p, const float *e4m3, unsigned ch
     const td_cut *c = &p->cut;
     size_t size = td_dtype_bytes(p->dtype);
     int32_t n_rows = c->row_hi - c->row_lo, n_cols = c->col_hi - c->col_lo;
-    float block[BLOCK];
+    float block[BLOCK] = {0};
     if (!p->turned && is_stored_as(p->m.w, p->dtype))
         return fill_stored(p, dst, err);
     td_assert(p->dtype != TD_E4M3);
