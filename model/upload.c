@@ -103,8 +103,8 @@ static td_status wait_filled(td_upload *u, const buffer *b, td_err *err)
     int filled = b->filled;
     pthread_mutex_unlock(&u->lock);
     return filled ? TD_OK
-                  : td_fail(err, TD_DEADLINE, "tensor %s was not read within %lld s",
-                            b->pieces[0].part.m.w->name, (long long)(u->patience_ms / 1000));
+                  : td_fail(err, TD_DEADLINE, "tensor %s was not read within %lld ms",
+                            b->pieces[0].part.m.w->name, (long long)u->patience_ms);
 }
 
 /* Has a filled buffer copied: pieces that lie side by side on both sides as one. */

@@ -1,5 +1,7 @@
 /* Reader threads, buffers that go round, and what happens when a file is not what it was. */
+#include "common/base/clock.h"
 #include "model/slice.h"
+#include "model/upload.h"
 #include "model/weights.h"
 #include "tests/common/base/td_hard.h"
 #include "tests/model/made_model.h"
@@ -11,7 +13,7 @@
 TD_TEST_MAIN
 
 #define SMALL                                                                                      \
-    "slice:layers=2,hidden=256,inter=384,moe-inter=128,experts=64,heads=4,q-lora=128,"             \
+    "slice:layers=2,hidden=256,inter=384,moe-inter=128,experts=24,heads=2,q-lora=128,"             \
     "index-heads=4,topk=64,vocab=1000,positions=1024"
 
 typedef struct {
@@ -87,7 +89,7 @@ TEST(any_number_of_readers_and_any_buffer_gives_the_same_weights)
     static const struct {
         uint32_t threads;
         size_t bytes;
-    } ways[] = {{1, 2048}, {3, 4100}, {8, 65536}, {2, (size_t)32 << 20}};
+    } ways[] = {{1, 2048}, {8, 20000}, {2, (size_t)32 << 20}};
     for (int written = 0; written < 2; written++) {
         const char *dir = td_scratch_path(td_scratch_dir(), "new");
         td_slice_spec spec;
@@ -139,6 +141,39 @@ TEST(a_file_that_ends_early_ends_the_load_with_the_tensors_name)
         TD_TRUE(strstr(err.text, "the file has become shorter") != NULL);
     }
     close_model(&f);
+}
+
+static void make_slowly(const td_tensor *tensor, uint64_t offset, uint64_t n_bytes, void *dst)
+{
+    (void)tensor;
+    (void)offset;
+    td_sleep_ms(1000);
+    memset(dst, 0, n_bytes);
+}
+
+TEST(a_reader_that_takes_too_long_is_not_waited_for)
+{
+    td_device *device = NULL;
+    td_upload *upload = NULL;
+    td_err err = {0};
+    float dst[4];
+    td_tensor t = {.name = "slow.weight",
+                   .dtype = TD_ST_F32,
+                   .n_dims = 1,
+                   .shape = {4},
+                   .n_bytes = sizeof(dst),
+                   .make = make_slowly};
+    td_upload_part part = {{&t, NULL, 1, 4}, {0, 1, 0, 4}, TD_F32, 0, (unsigned char *)dst};
+    td_upload_options o = {.n_threads = 2, .patience_ms = 50};
+    TD_EQ(TD_OK, td_device_open_cpu(1, 0, &device, NULL));
+    TD_EQ(TD_OK, td_upload_create(device, &o, &upload, NULL));
+    TD_EQ(TD_OK, td_upload_add(upload, &part, NULL));
+    int64_t start = td_now_ns();
+    TD_EQ(TD_DEADLINE, td_upload_finish(upload, &err));
+    TD_TRUE(td_now_ns() - start < 900 * TD_NS_PER_MS);
+    TD_TRUE(strstr(err.text, "tensor slow.weight was not read within") != NULL);
+    td_upload_destroy(upload);
+    td_device_close(device);
 }
 
 TEST(every_failed_allocation_of_a_slice_is_reported)
