@@ -312,7 +312,7 @@ static void event_destroy(td_device *device, td_event *event)
 
 static td_status event_record(td_event *event, td_stream *s)
 {
-    return keep(s, "an event", cudaEventRecord(event->event, s->stream));
+    return td_cuda_keep(s, "an event", cudaEventRecord(event->event, s->stream));
 }
 
 static td_status event_wait(td_event *event, td_stream *s, td_err *err)
