@@ -107,23 +107,16 @@ static td_status wait_filled(td_upload *u, const buffer *b, td_err *err)
                             b->pieces[0].part.m.w->name, (long long)u->patience_ms);
 }
 
-/* Has a filled buffer copied: pieces that lie side by side on both sides as one. */
+/* Has a filled buffer copied, piece by piece: pieces that lie side by side may lie in different
+ * allocations, and no copy may go over the end of one. */
 static td_status copy(td_upload *u, buffer *b, td_err *err)
 {
     td_status st = b->st;
     if (st < 0)
         return td_fail(err, st, "%s", b->err.text);
-    for (uint32_t i = 0, next; i < b->n_pieces && st == TD_OK; i = next) {
-        const piece *first = &b->pieces[i];
-        size_t n = first->n_bytes;
-        for (next = i + 1; next < b->n_pieces; next++) {
-            const piece *p = &b->pieces[next];
-            if (p->at != first->at + n || p->part.dst != first->part.dst + n)
-                break;
-            n += p->n_bytes;
-        }
-        st = td_stream_write(u->stream, first->part.dst, b->bytes + first->at, n);
-    }
+    for (uint32_t i = 0; i < b->n_pieces && st == TD_OK; i++)
+        st = td_stream_write(u->stream, b->pieces[i].part.dst, b->bytes + b->pieces[i].at,
+                             b->pieces[i].n_bytes);
     if (st == TD_OK)
         st = td_event_record(b->copied, u->stream);
     b->copying = st == TD_OK;
