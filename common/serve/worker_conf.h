@@ -33,7 +33,7 @@ static inline uint32_t td_worker_max_streams(const td_worker_conf *conf)
         TD_CONF_FIELD(strct, "model", m.model, STR, NULL, NULL, NULL,                              \
                       "checkpoint folder (config.json, *.safetensors)"),                           \
         TD_CONF_FIELD(strct, "backend", m.backend, ENUM, "cpu", "cpu|cuda", NULL,                  \
-                      "what computes; cuda: GPUs of compute capability 9.0"),                       \
+                      "what computes; cuda: GPUs of compute capability 9.0"),                      \
         TD_CONF_FIELD(strct, "gpu", m.gpu, U32, "0", "0", "63",                                    \
                       "with backend cuda: which of the visible GPUs"),                             \
         TD_CONF_FIELD(strct, "precise", m.precise, BOOL, "false", NULL, NULL,                      \

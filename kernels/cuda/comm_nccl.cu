@@ -16,6 +16,7 @@ extern "C" {
 }
 
 #define LIBRARY "libnccl.so.2"
+#define OLDEST NCCL_VERSION(2, 18, 0) /* communicators that do not block; takes a newer config */
 
 #define NCCL_MAP(X)                                                                                \
     X(GetVersion)                                                                                  \
@@ -248,10 +249,10 @@ static td_status load(nccl_api *api, td_err *err)
         return td_fail(err, TD_UNSUPPORTED, "comm nccl: " LIBRARY " has no nccl" #name);
     NCCL_MAP(LOAD)
 #undef LOAD
-    if (api->GetVersion(&version) != ncclSuccess || version < NCCL_VERSION_CODE)
+    if (api->GetVersion(&version) != ncclSuccess || version < OLDEST)
         return td_fail(err, TD_UNSUPPORTED,
-                       "comm nccl: " LIBRARY " has version code %d, this build needs %d", version,
-                       NCCL_VERSION_CODE);
+                       "comm nccl: " LIBRARY " has version code %d, needed is %d or a later one",
+                       version, OLDEST);
     return TD_OK;
 }
 
