@@ -252,8 +252,7 @@ __device__ inline void store(const td_sparse_mla_args &a, int64_t t, int head, f
             td_bf16 *out = (td_bf16 *)a.u + (t * a.H + h) * DIM_C + column;
 #pragma unroll
             for (int n = 0; n < 8; n++)
-                *(uint32_t *)(out + n * 8) =
-                    td_bf16_pair(u[m][n][half * 2], u[m][n][half * 2 + 1]);
+                *(uint32_t *)(out + n * 8) = td_bf16_pair(u[m][n][half * 2], u[m][n][half * 2 + 1]);
         }
 }
 
