@@ -1,7 +1,7 @@
-/* sparse_mla_sm90.cu - two forms, both in two passes over the keys: the contract rounds p after the
- * division, so all scores of a row must be known before the first p is used. Tensor cores for the
- * shapes that are served (sparse_mla_tensor.cuh). Plain for every other: a block takes one token
- * and head, sums in f64 as the judge does. */
+/* sparse_mla_sm90.cu - two forms. Tensor cores for the shapes that are served
+ * (sparse_mla_tensor.cuh). Plain for every other: a block takes one token and head, sums in f64 as
+ * the judge does, in two passes over the keys: the contract rounds p after the division, so all
+ * scores of a row must be known before the first p is used. */
 #include "kernels/cuda/cuda.cuh"
 #include "kernels/sparse_mla/sparse_mla_tensor.cuh"
 
