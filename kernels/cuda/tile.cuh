@@ -1,11 +1,11 @@
-/* tile.cuh - one tile of y = x w^T, the product behind gemm, head_gemm and moe_experts on the
- * generic path: any M, N, K and stride. K goes in blocks of 128 in ascending order: a block is
- * summed by tensor cores (f32 inside), scaled where the types have scales, and added to the sum. No
- * split of K, and the same instruction and order for every tile shape: an element's bits depend on
- * its row and its column alone.
+/* tile.cuh - one tile of y = x w^T in bf16 or f32 (e4m3: exact_tile.cuh), the product behind gemm,
+ * head_gemm and moe_experts: any M, N, K and stride. K goes in blocks of 128 in ascending order: a
+ * block is summed by tensor cores (f32 inside) and added to the sum. No split of K, and the same
+ * instruction and order for every tile shape: an element's bits depend on its row and its column
+ * alone.
  *
- * bf16 and e4m3 (as f16, which holds every e4m3 exactly) run on mma.sync, fed by cp.async where
- * rows are 16-byte aligned; f32 (precise mode) runs on plain fused multiply-adds. */
+ * bf16 runs on mma.sync, fed by cp.async where rows are 16-byte aligned; f32 (precise mode) runs on
+ * plain fused multiply-adds. */
 #ifndef TD_KERNELS_CUDA_TILE_CUH
 #define TD_KERNELS_CUDA_TILE_CUH
 #include "kernels/cuda/async.cuh"
@@ -30,7 +30,7 @@ struct td_tile_args {
 };
 
 template <typename E> struct td_tile_row { /* bytes of a row in shared memory: free of conflicts */
-    static const int bytes = sizeof(E) == 2 ? 2 * TD_TILE_K + 32 : TD_TILE_K + 16;
+    static const int bytes = (int)sizeof(E) * TD_TILE_K + 32;
 };
 
 template <typename E, int BM> static constexpr size_t td_tile_shared()
@@ -85,20 +85,10 @@ __device__ inline void td_tile_pairs(const unsigned char *p, const td_bf16 *, ui
     *lo = v.x;
     *hi = v.y;
 }
-__device__ inline void td_tile_pairs(const unsigned char *p, const uint8_t *, uint32_t *lo,
-                                     uint32_t *hi)
-{
-    td_e4m3x4_to_f16(*(const uint32_t *)p, lo, hi);
-}
 __device__ inline void td_tile_mma(float *c, const uint32_t *a, const uint32_t *b, const td_bf16 *)
 {
     td_mma_bf16(c, a, b[0], b[1]);
 }
-__device__ inline void td_tile_mma(float *c, const uint32_t *a, const uint32_t *b, const uint8_t *)
-{
-    td_mma_f16(c, a, b[0], b[1]);
-}
-
 /* Where a thread's results stand in the tile: 4 warps, each MF x NF fragments of 16 x 8. */
 template <int BM> struct td_tile_warps {
     static const int across = BM == 16 ? 4 : 2;       /* warps along N */
@@ -149,25 +139,9 @@ __device__ inline void td_tile_block(const unsigned char *stage,
     }
 }
 
-/* Scales of this thread's rows for block kb; 0 where there is no row. Loaded early: they come from
- * global memory. */
-template <typename E, int BM>
-__device__ inline void td_tile_scales(const td_tile_args &a, int kb, int n_blocks,
-                                      float scale[td_tile_warps<BM>::MF][2])
-{
-    typedef td_tile_warps<BM> W;
-#pragma unroll
-    for (int m = 0; m < W::MF; m++)
-        for (int half = 0; half < 2 && sizeof(E) == 1; half++) {
-            const int32_t at = a.index[W::row(m) + 8 * half];
-            scale[m][half] = at < 0 ? 0.0f : a.xs[(int64_t)at * n_blocks + kb] * a.ws[kb];
-        }
-}
-
-/* acc += blk, scaled where there are scales. */
-template <typename E, int BM>
-__device__ inline void td_tile_promote(const float scale[td_tile_warps<BM>::MF][2],
-                                       const float blk[][td_tile_warps<BM>::NF][4],
+/* acc += blk. */
+template <int BM>
+__device__ inline void td_tile_promote(const float blk[][td_tile_warps<BM>::NF][4],
                                        float acc[][td_tile_warps<BM>::NF][4])
 {
     typedef td_tile_warps<BM> W;
@@ -177,8 +151,7 @@ __device__ inline void td_tile_promote(const float scale[td_tile_warps<BM>::MF][
         for (int n = 0; n < W::NF; n++)
 #pragma unroll
             for (int i = 0; i < 4; i++)
-                acc[m][n][i] = sizeof(E) == 1 ? fmaf(blk[m][n][i], scale[m][i / 2], acc[m][n][i])
-                                              : acc[m][n][i] + blk[m][n][i];
+                acc[m][n][i] += blk[m][n][i];
 }
 
 /* The tile's elements to store(row of the tile, column of the tile, value); rows without index and
@@ -197,8 +170,7 @@ __device__ inline void td_tile_run(const td_tile_args &a, unsigned char *shared,
         td_copy_commit();
     }
     for (int kb = 0; kb < n_blocks; kb++) {
-        float blk[W::MF][W::NF][4] = {}, scale[W::MF][2] = {};
-        td_tile_scales<E, BM>(a, kb, n_blocks, scale);
+        float blk[W::MF][W::NF][4] = {};
         td_copy_wait<TD_TILE_STAGES - 2>();
         __syncthreads(); /* block kb is there, and everybody is done with the stage filled next */
         const int next = kb + TD_TILE_STAGES - 1;
@@ -206,7 +178,7 @@ __device__ inline void td_tile_run(const td_tile_args &a, unsigned char *shared,
             td_tile_fetch<E, BM, ALIGNED>(a, shared + next % TD_TILE_STAGES * stage_bytes, next);
         td_copy_commit();
         td_tile_block<E, BM>(shared + kb % TD_TILE_STAGES * stage_bytes, blk);
-        td_tile_promote<E, BM>(scale, blk, acc);
+        td_tile_promote<BM>(blk, acc);
     }
     td_copy_wait<0>();
 #pragma unroll

@@ -1,5 +1,7 @@
-/* gemm_sm90.cu - the generic path: a block per tile of 64 (16 for few rows) x 64, see tile.cuh. */
-#include "kernels/cuda/tile.cuh"
+/* gemm_sm90.cu - e4m3: a block per tile of 8 to 128 rows of x and 16 to 128 of w on wgmma, see
+ * exact_tile.cuh. bf16 and f32, the generic path: a block per tile of 64 (16 for few rows) x 64,
+ * see tile.cuh. */
+#include "kernels/cuda/exact_tile.cuh"
 extern "C" {
 #include "kernels/gemm/gemm.h"
 }
@@ -9,7 +11,7 @@ extern "C" {
 /* The tile's rows of x: first .. first + n - 1 of M. */
 __device__ static void number_rows(int32_t *index, int n, int first, int M)
 {
-    for (int i = threadIdx.x; i < n; i += TD_TILE_THREADS)
+    for (int i = threadIdx.x; i < n; i += (int)blockDim.x)
         index[i] = first + i < M ? first + i : -1;
     __syncthreads();
 }
@@ -88,15 +90,75 @@ template <typename E> static td_status launch_any(const td_gemm_args *a, td_stre
     return aligned ? launch<E, 64, true>(a, s) : launch<E, 64, false>(a, s);
 }
 
+/* ---- e4m3 ---- */
+
+template <int R, int BT, bool ALIGNED>
+__global__ void __launch_bounds__(td_exact_tile<R, BT>::THREADS)
+    gemm_e4m3_kernel(const __grid_constant__ td_gemm_args a, int m_tiles)
+{
+    extern __shared__ __align__(16) unsigned char shared[];
+    const td_exact_shared<R, BT> sh(shared);
+    const int m0 = (int)(blockIdx.x % m_tiles) * BT, n0 = (int)(blockIdx.x / m_tiles) * R;
+    number_rows(sh.index, BT, m0, a.M);
+    const gemm_store store = {a, m0, n0};
+    td_exact_run<R, BT, ALIGNED>(tile_of(a, n0, sh.index, 1), sh, store);
+}
+
+template <int R, int BT, bool ALIGNED>
+static td_status launch_e4m3(const td_gemm_args *a, td_stream *s)
+{
+    typedef td_exact_tile<R, BT> T;
+    const unsigned m_tiles = td_grid(a->M, BT), n_tiles = td_grid(a->N, R);
+    const void *kernel = (const void *)gemm_e4m3_kernel<R, BT, ALIGNED>;
+    td_status st = td_cuda_allow_shared(s, kernel, T::BYTES, "gemm");
+    if (st < 0)
+        return st;
+    gemm_e4m3_kernel<R, BT, ALIGNED>
+        <<<m_tiles * n_tiles, T::THREADS, T::BYTES, s->stream>>>(*a, (int)m_tiles);
+    return td_cuda_launched(s, "gemm");
+}
+
+/* No tile changes a bit of the result. */
+static const struct e4m3_choice {
+    int R, BT;
+    td_status (*launch)(const td_gemm_args *a, td_stream *s);
+} e4m3_choices[] = {
+    {16, 8, launch_e4m3<16, 8, true>},       {32, 8, launch_e4m3<32, 8, true>},
+    {64, 8, launch_e4m3<64, 8, true>},       {16, 16, launch_e4m3<16, 16, true>},
+    {64, 16, launch_e4m3<64, 16, true>},     {32, 32, launch_e4m3<32, 32, true>},
+    {64, 32, launch_e4m3<64, 32, true>},     {64, 64, launch_e4m3<64, 64, true>},
+    {128, 128, launch_e4m3<128, 128, true>},
+};
+
+static int64_t e4m3_cost(const e4m3_choice *c, const td_gemm_args *a)
+{
+    const int64_t n_blocks = (int64_t)td_grid(a->M, c->BT) * td_grid(a->N, c->R);
+    return td_exact_cost(n_blocks, c->R + (a->M < c->BT ? a->M : c->BT));
+}
+
+static td_status launch_any_e4m3(const td_gemm_args *a, td_stream *s)
+{
+    if (((uintptr_t)a->x | (uintptr_t)a->w | (uintptr_t)a->K |
+         (a->M > 1 ? (uintptr_t)a->x_stride : 0)) %
+            16 !=
+        0)
+        return launch_e4m3<64, 32, false>(a, s);
+    const e4m3_choice *best = &e4m3_choices[0];
+    for (size_t i = 1; i < sizeof(e4m3_choices) / sizeof(*e4m3_choices); i++)
+        if (e4m3_cost(&e4m3_choices[i], a) < e4m3_cost(best, a))
+            best = &e4m3_choices[i];
+    return best->launch(a, s);
+}
+
 extern "C" td_status td_gemm_cuda(const td_gemm_args *a, td_stream *s)
 {
     if (!td_gemm_valid(a))
         return TD_BAD_SHAPE;
     if (a->M == 0 || a->N == 0 || (a->K == 0 && a->accumulate))
         return TD_OK;
-    if (a->dtype == TD_E4M3)
-        return launch_any<uint8_t>(a, s);
-    if (a->dtype == TD_BF16)
+    if (a->dtype == TD_E4M3 && a->K > 0)
+        return launch_any_e4m3(a, s);
+    if (a->dtype != TD_F32) /* K = 0: zeros, whatever the type */
         return launch_any<td_bf16>(a, s);
     const unsigned m_tiles = td_grid(a->M, TD_TILE_F32_M), n_tiles = td_grid(a->N, TD_TILE_N);
     gemm_f32_kernel<<<m_tiles * n_tiles, TD_TILE_THREADS, 0, s->stream>>>(*a, (int)m_tiles);

@@ -1,16 +1,16 @@
-/* moe_experts_sm90.cu - the generic path: (token, expert) pairs are sorted by expert on the device,
- * then two grouped products on tile.cuh's tiles with silu (and the quantiser) between them, then
- * the sum in top-k order. Expert counts stay in device memory; the grid is for the worst case, and
- * tiles that nobody fills end at once. Tokens go in chunks that bound the f32 results of single
- * experts. */
+/* moe_experts_sm90.cu - (token, expert) pairs are sorted by expert on the device, then two grouped
+ * products on the tiles of gemm (exact_tile.cuh for e4m3, tile.cuh otherwise) with silu (and the
+ * quantiser) between them, then the sum in top-k order. Expert counts stay in device memory; the
+ * grid is for the worst case, and tiles that nobody fills end at once. The second product and the
+ * sum go in slices of D that bound the f32 results of single experts; each weight is read once. */
+#include "kernels/cuda/exact_tile.cuh"
 #include "kernels/cuda/group.cuh"
-#include "kernels/cuda/tile.cuh"
 extern "C" {
 #include "kernels/moe_experts/moe_experts.h"
 }
 
 #define PLAN_THREADS 1024
-#define PART_BYTES ((int64_t)256 << 20)
+#define PART_BYTES ((int64_t)256 << 20) /* of scratch memory, for results of either product */
 #define TILE_FEW 16
 #define TILE_MANY 64
 
@@ -18,19 +18,44 @@ extern "C" {
 struct chunk {
     td_moe_experts_args a; /* of the chunk's tokens */
     int n_pairs, n_experts, tile_rows, max_tiles;
+    int aligned;          /* rows of x, h and the weights start at multiples of 16 bytes */
     int32_t *n_tiles;     /* [1] */
     int32_t *tile_expert; /* [max_tiles] */
     int32_t *slots;       /* [max_tiles, tile_rows] pairs; -1: none */
     void *both;           /* [n_pairs, 2 I] act: gate, up */
     void *h;              /* [n_pairs, I] dtype */
     float *hs;            /* [n_pairs, ceil(I/128)] */
-    float *part;          /* [n_pairs, D] */
+    float *part;          /* [n_pairs, n_slice] columns slice .. slice + n_slice - 1 of D */
+    int slice, n_slice;
 };
 
 __device__ static int expert_of(const chunk &c, int pair)
 {
     const int32_t e = c.a.ids[pair];
     return e >= c.a.expert_lo && e < c.a.expert_hi ? e - c.a.expert_lo : -1;
+}
+
+/* The sum of n over the threads before this one, and over all PLAN_THREADS. */
+__device__ static int sum_before(int n, int *all)
+{
+    __shared__ int warps[PLAN_THREADS / 32];
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    int sum = n, of_warps;
+    for (int d = 1; d < 32; d *= 2) {
+        const int left = __shfl_up_sync(0xffffffffu, sum, d);
+        sum += lane >= d ? left : 0;
+    }
+    __syncthreads(); /* the call before is done with warps */
+    if (lane == 31)
+        warps[warp] = sum;
+    __syncthreads();
+    of_warps = warps[lane];
+    for (int d = 1; d < 32; d *= 2) {
+        const int left = __shfl_up_sync(0xffffffffu, of_warps, d);
+        of_warps += lane >= d ? left : 0;
+    }
+    *all = __shfl_sync(0xffffffffu, of_warps, 31);
+    return sum - n + (warp > 0 ? __shfl_sync(0xffffffffu, of_warps, warp - 1) : 0);
 }
 
 /* One block. Which pair of an expert gets which slot does not matter: a row's result does not
@@ -47,17 +72,19 @@ __global__ void __launch_bounds__(PLAN_THREADS) plan_kernel(chunk c)
         if (expert_of(c, p) >= 0)
             atomicAdd(&counts[expert_of(c, p)], 1);
     __syncthreads();
-    if (threadIdx.x == 0) {
-        int tile = 0;
-        for (int e = 0; e < c.n_experts; e++) {
-            const int n = (counts[e] + c.tile_rows - 1) / c.tile_rows;
+    int first = 0; /* tile of the experts from e0 on */
+    for (int e0 = 0; e0 < c.n_experts; e0 += PLAN_THREADS) {
+        const int e = e0 + threadIdx.x;
+        const int n = e < c.n_experts ? (counts[e] + c.tile_rows - 1) / c.tile_rows : 0;
+        int n_all, tile = first + sum_before(n, &n_all);
+        if (e < c.n_experts)
             counts[e] = tile * c.tile_rows;
-            for (int i = 0; i < n; i++)
-                c.tile_expert[tile + i] = e;
-            tile += n;
-        }
-        *c.n_tiles = tile;
+        for (int i = 0; i < n; i++)
+            c.tile_expert[tile + i] = e;
+        first += n_all;
     }
+    if (threadIdx.x == 0)
+        *c.n_tiles = first;
     __syncthreads();
     for (int p = threadIdx.x; p < c.n_pairs; p += PLAN_THREADS)
         if (expert_of(c, p) >= 0)
@@ -71,16 +98,18 @@ struct place { /* of a tile */
     bool is_up;
 };
 
-/* Gate and up stand side by side: column tiles of gate first, then those of up. */
-__device__ static bool find_place(const chunk &c, int N, int n_matrices, place *p)
+/* N columns from `first` on. Gate and up stand side by side: column tiles of gate first, then those
+ * of up. */
+__device__ static bool find_place(const chunk &c, int first, int N, int n_matrices, int width,
+                                  place *p)
 {
-    const int n_tiles = (N + TD_TILE_N - 1) / TD_TILE_N * n_matrices;
+    const int n_tiles = (N + width - 1) / width * n_matrices;
     p->tile = (int)(blockIdx.x / n_tiles);
     if (p->tile >= *c.n_tiles)
         return false;
     const int col = (int)(blockIdx.x % n_tiles);
     p->is_up = col >= n_tiles / n_matrices && n_matrices == 2;
-    p->n0 = (p->is_up ? col - n_tiles / 2 : col) * TD_TILE_N;
+    p->n0 = (p->is_up ? col - n_tiles / 2 : col) * width + first;
     p->expert = c.tile_expert[p->tile];
     return true;
 }
@@ -100,7 +129,7 @@ __device__ static void set_weights(td_tile_args *t, const void *w, const float *
 /* The rows that the tile multiplies: tokens for the first product, pairs for the second. */
 __device__ static void index_rows(const chunk &c, place p, int32_t *index, int divide)
 {
-    for (int i = threadIdx.x; i < c.tile_rows; i += TD_TILE_THREADS) {
+    for (int i = threadIdx.x; i < c.tile_rows; i += (int)blockDim.x) {
         const int32_t pair = c.slots[p.tile * c.tile_rows + i];
         index[i] = pair < 0 ? -1 : pair / divide;
     }
@@ -126,8 +155,8 @@ struct part_store {
     {
         const int32_t pair = c.slots[p.tile * c.tile_rows + row];
         const int n = p.n0 + col;
-        if (pair >= 0 && n < c.a.D)
-            c.part[(int64_t)pair * c.a.D + n] = v;
+        if (pair >= 0 && n < c.slice + c.n_slice)
+            c.part[(int64_t)pair * c.n_slice + n - c.slice] = v;
     }
 };
 
@@ -153,7 +182,7 @@ __global__ void __launch_bounds__(TD_TILE_THREADS) gate_up_kernel(const __grid_c
 {
     extern __shared__ __align__(16) unsigned char shared[];
     place p;
-    if (!find_place(c, c.a.I, 2, &p))
+    if (!find_place(c, 0, c.a.I, 2, TD_TILE_N, &p))
         return;
     const td_tile_args t = first_tile(c, p, (int32_t *)shared, sizeof(E));
     const both_store<td_bf16> store = {c, p};
@@ -165,7 +194,7 @@ __global__ void __launch_bounds__(TD_TILE_THREADS) down_kernel(const __grid_cons
 {
     extern __shared__ __align__(16) unsigned char shared[];
     place p;
-    if (!find_place(c, c.a.D, 1, &p))
+    if (!find_place(c, c.slice, c.n_slice, 1, TD_TILE_N, &p))
         return;
     const td_tile_args t = second_tile(c, p, (int32_t *)shared, sizeof(E));
     const part_store store = {c, p};
@@ -177,7 +206,7 @@ __global__ void __launch_bounds__(TD_TILE_THREADS)
 {
     __shared__ int32_t index[TD_TILE_F32_M];
     place p;
-    if (!find_place(c, c.a.I, 2, &p))
+    if (!find_place(c, 0, c.a.I, 2, TD_TILE_N, &p))
         return;
     const td_tile_args t = first_tile(c, p, index, sizeof(float));
     const both_store<float> store = {c, p};
@@ -188,11 +217,39 @@ __global__ void __launch_bounds__(TD_TILE_THREADS) down_f32_kernel(const __grid_
 {
     __shared__ int32_t index[TD_TILE_F32_M];
     place p;
-    if (!find_place(c, c.a.D, 1, &p))
+    if (!find_place(c, c.slice, c.n_slice, 1, TD_TILE_N, &p))
         return;
     const td_tile_args t = second_tile(c, p, index, sizeof(float));
     const part_store store = {c, p};
     td_tile_run_f32(t, store);
+}
+
+template <int R, int BT, bool ALIGNED>
+__global__ void __launch_bounds__(td_exact_tile<R, BT>::THREADS)
+    gate_up_e4m3_kernel(const __grid_constant__ chunk c)
+{
+    extern __shared__ __align__(16) unsigned char shared[];
+    place p;
+    if (!find_place(c, 0, c.a.I, 2, R, &p))
+        return;
+    const td_exact_shared<R, BT> sh(shared);
+    const td_tile_args t = first_tile(c, p, sh.index, 1);
+    const both_store<td_bf16> store = {c, p};
+    td_exact_run<R, BT, ALIGNED>(t, sh, store);
+}
+
+template <int R, int BT, bool ALIGNED>
+__global__ void __launch_bounds__(td_exact_tile<R, BT>::THREADS)
+    down_e4m3_kernel(const __grid_constant__ chunk c)
+{
+    extern __shared__ __align__(16) unsigned char shared[];
+    place p;
+    if (!find_place(c, c.slice, c.n_slice, 1, R, &p))
+        return;
+    const td_exact_shared<R, BT> sh(shared);
+    const td_tile_args t = second_tile(c, p, sh.index, 1);
+    const part_store store = {c, p};
+    td_exact_run<R, BT, ALIGNED>(t, sh, store);
 }
 
 /* ---- between and behind them ---- */
@@ -221,61 +278,134 @@ __global__ void __launch_bounds__(128) silu_kernel(const __grid_constant__ chunk
 __global__ void __launch_bounds__(256) combine_kernel(const __grid_constant__ chunk c)
 {
     const int64_t i = (int64_t)blockIdx.x * 256 + threadIdx.x;
-    if (i >= (int64_t)c.a.T * c.a.D)
+    if (i >= (int64_t)c.a.T * c.n_slice)
         return;
-    const int t = (int)(i / c.a.D), d = (int)(i % c.a.D);
+    const int t = (int)(i / c.n_slice), d = (int)(i % c.n_slice);
     float sum = 0.0f;
     for (int k = 0; k < c.a.K; k++) {
         const int pair = t * c.a.K + k;
         if (expert_of(c, pair) >= 0)
-            sum += c.a.weights[pair] * c.part[(int64_t)pair * c.a.D + d];
+            sum += c.a.weights[pair] * c.part[(int64_t)pair * c.n_slice + d];
     }
-    c.a.y[i] = sum;
+    c.a.y[(int64_t)t * c.a.D + c.slice + d] = sum;
 }
 
 /* ---- host ---- */
 
-template <typename E, int BM, bool ALIGNED> static td_status products(const chunk &c, td_stream *s)
+template <int BM, bool ALIGNED> static td_status gate_up_bf16(const chunk &c, td_stream *s)
 {
-    const size_t n_shared = td_tile_shared<E, BM>();
-    const unsigned first = td_grid(c.a.I, TD_TILE_N) * 2, second = td_grid(c.a.D, TD_TILE_N);
-    td_status st = td_cuda_allow_shared(s, (const void *)gate_up_kernel<E, BM, ALIGNED>, n_shared,
+    const size_t n_shared = td_tile_shared<td_bf16, BM>();
+    const unsigned n_blocks = (unsigned)c.max_tiles * td_grid(c.a.I, TD_TILE_N) * 2;
+    td_status st = td_cuda_allow_shared(s, (const void *)gate_up_kernel<td_bf16, BM, ALIGNED>,
+                                        n_shared, "moe_experts");
+    if (st == TD_OK)
+        gate_up_kernel<td_bf16, BM, ALIGNED><<<n_blocks, TD_TILE_THREADS, n_shared, s->stream>>>(c);
+    return st;
+}
+
+template <int BM, bool ALIGNED> static td_status down_bf16(const chunk &c, td_stream *s)
+{
+    const size_t n_shared = td_tile_shared<td_bf16, BM>();
+    const unsigned n_blocks = (unsigned)c.max_tiles * td_grid(c.n_slice, TD_TILE_N);
+    td_status st = td_cuda_allow_shared(s, (const void *)down_kernel<td_bf16, BM, ALIGNED>,
+                                        n_shared, "moe_experts");
+    if (st == TD_OK)
+        down_kernel<td_bf16, BM, ALIGNED><<<n_blocks, TD_TILE_THREADS, n_shared, s->stream>>>(c);
+    return st;
+}
+
+template <int R, int BT, bool ALIGNED> static td_status gate_up_e4m3(const chunk &c, td_stream *s)
+{
+    typedef td_exact_tile<R, BT> T;
+    const unsigned n_blocks = (unsigned)c.max_tiles * td_grid(c.a.I, R) * 2;
+    td_status st = td_cuda_allow_shared(s, (const void *)gate_up_e4m3_kernel<R, BT, ALIGNED>,
+                                        T::BYTES, "moe_experts");
+    if (st == TD_OK)
+        gate_up_e4m3_kernel<R, BT, ALIGNED><<<n_blocks, T::THREADS, T::BYTES, s->stream>>>(c);
+    return st;
+}
+
+template <int R, int BT, bool ALIGNED> static td_status down_e4m3(const chunk &c, td_stream *s)
+{
+    typedef td_exact_tile<R, BT> T;
+    const unsigned n_blocks = (unsigned)c.max_tiles * td_grid(c.n_slice, R);
+    td_status st = td_cuda_allow_shared(s, (const void *)down_e4m3_kernel<R, BT, ALIGNED>, T::BYTES,
                                         "moe_experts");
     if (st == TD_OK)
-        st = td_cuda_allow_shared(s, (const void *)down_kernel<E, BM, ALIGNED>, n_shared,
-                                  "moe_experts");
-    if (st < 0)
-        return st;
-    const unsigned groups = td_grid((int64_t)c.n_pairs * td_ceil_div(c.a.I, TD_QUANT_GROUP), 4);
-    gate_up_kernel<E, BM, ALIGNED>
-        <<<(unsigned)c.max_tiles * first, TD_TILE_THREADS, n_shared, s->stream>>>(c);
-    silu_kernel<td_bf16><<<groups, 128, 0, s->stream>>>(c);
-    down_kernel<E, BM, ALIGNED>
-        <<<(unsigned)c.max_tiles * second, TD_TILE_THREADS, n_shared, s->stream>>>(c);
-    return TD_OK;
+        down_e4m3_kernel<R, BT, ALIGNED><<<n_blocks, T::THREADS, T::BYTES, s->stream>>>(c);
+    return st;
 }
 
-static td_status products_f32(const chunk &c, td_stream *s)
+/* No tile changes a bit of the result. */
+static const struct e4m3_choice {
+    int R, BT;
+    bool aligned;
+    td_status (*gate_up)(const chunk &c, td_stream *s);
+    td_status (*down)(const chunk &c, td_stream *s);
+} e4m3_choices[] = {
+    {32, 8, true, gate_up_e4m3<32, 8, true>, down_e4m3<32, 8, true>},
+    {64, 8, true, gate_up_e4m3<64, 8, true>, down_e4m3<64, 8, true>},
+    {64, 16, true, gate_up_e4m3<64, 16, true>, down_e4m3<64, 16, true>},
+    {64, 32, true, gate_up_e4m3<64, 32, true>, down_e4m3<64, 32, true>},
+    {64, 64, true, gate_up_e4m3<64, 64, true>, down_e4m3<64, 64, true>},
+    {128, 128, true, gate_up_e4m3<128, 128, true>, down_e4m3<128, 128, true>},
+    {64, 32, false, gate_up_e4m3<64, 32, false>, down_e4m3<64, 32, false>},
+};
+
+/* The tile for a product of N columns (of n_matrices each). */
+static const e4m3_choice *choose_e4m3(const chunk &c, int N, int n_matrices)
 {
-    const unsigned first = td_grid(c.a.I, TD_TILE_N) * 2, second = td_grid(c.a.D, TD_TILE_N);
-    const unsigned groups = td_grid((int64_t)c.n_pairs * td_ceil_div(c.a.I, TD_QUANT_GROUP), 4);
-    gate_up_f32_kernel<<<(unsigned)c.max_tiles * first, TD_TILE_THREADS, 0, s->stream>>>(c);
-    silu_kernel<float><<<groups, 128, 0, s->stream>>>(c);
-    down_f32_kernel<<<(unsigned)c.max_tiles * second, TD_TILE_THREADS, 0, s->stream>>>(c);
-    return TD_OK;
+    const e4m3_choice *best = NULL;
+    int64_t least = 0;
+    for (size_t i = 0; i < sizeof(e4m3_choices) / sizeof(*e4m3_choices); i++) {
+        const e4m3_choice *f = &e4m3_choices[i];
+        if (f->BT != c.tile_rows || f->aligned != (c.aligned != 0))
+            continue;
+        const int64_t n_blocks = (int64_t)c.max_tiles * n_matrices * td_grid(N, f->R);
+        const int64_t cost = td_exact_cost(n_blocks, f->R + f->BT);
+        if (best == NULL || cost < least) {
+            best = f;
+            least = cost;
+        }
+    }
+    return best;
 }
 
-template <typename E> static td_status products_any(const chunk &c, td_stream *s)
+static td_status gate_up(const chunk &c, td_stream *s)
 {
-    const td_moe_experts_args &a = c.a;
-    const uintptr_t rows = ((uintptr_t)a.D | (uintptr_t)a.I) * sizeof(E);
-    const bool aligned = ((uintptr_t)a.x | (uintptr_t)a.gate | (uintptr_t)a.up | (uintptr_t)a.down |
-                          (uintptr_t)c.h | rows) %
-                             16 ==
-                         0;
+    if (c.a.dtype == TD_E4M3)
+        return choose_e4m3(c, c.a.I, 2)->gate_up(c, s);
+    if (c.a.dtype == TD_F32) {
+        const unsigned n_blocks = (unsigned)c.max_tiles * td_grid(c.a.I, TD_TILE_N) * 2;
+        gate_up_f32_kernel<<<n_blocks, TD_TILE_THREADS, 0, s->stream>>>(c);
+        return TD_OK;
+    }
     if (c.tile_rows == TILE_FEW)
-        return aligned ? products<E, TILE_FEW, true>(c, s) : products<E, TILE_FEW, false>(c, s);
-    return aligned ? products<E, TILE_MANY, true>(c, s) : products<E, TILE_MANY, false>(c, s);
+        return c.aligned ? gate_up_bf16<TILE_FEW, true>(c, s) : gate_up_bf16<TILE_FEW, false>(c, s);
+    return c.aligned ? gate_up_bf16<TILE_MANY, true>(c, s) : gate_up_bf16<TILE_MANY, false>(c, s);
+}
+
+static void silu(const chunk &c, td_stream *s)
+{
+    const unsigned groups = td_grid((int64_t)c.n_pairs * td_ceil_div(c.a.I, TD_QUANT_GROUP), 4);
+    if (c.a.dtype == TD_F32)
+        silu_kernel<float><<<groups, 128, 0, s->stream>>>(c);
+    else
+        silu_kernel<td_bf16><<<groups, 128, 0, s->stream>>>(c);
+}
+
+static td_status down(const chunk &c, td_stream *s)
+{
+    if (c.a.dtype == TD_E4M3)
+        return choose_e4m3(c, c.n_slice, 1)->down(c, s);
+    if (c.a.dtype == TD_F32) {
+        const unsigned n_blocks = (unsigned)c.max_tiles * td_grid(c.n_slice, TD_TILE_N);
+        down_f32_kernel<<<n_blocks, TD_TILE_THREADS, 0, s->stream>>>(c);
+        return TD_OK;
+    }
+    if (c.tile_rows == TILE_FEW)
+        return c.aligned ? down_bf16<TILE_FEW, true>(c, s) : down_bf16<TILE_FEW, false>(c, s);
+    return c.aligned ? down_bf16<TILE_MANY, true>(c, s) : down_bf16<TILE_MANY, false>(c, s);
 }
 
 /* Lays the chunk's buffers out from base (NULL: only measures); returns their bytes. */
@@ -293,7 +423,7 @@ static size_t carve(chunk *c, unsigned char *base)
         {&c->both, c->n_pairs * 2 * I * act},
         {&c->h, c->n_pairs * I * (int64_t)td_dtype_bytes(c->a.dtype)},
         {(void **)&c->hs, c->n_pairs * n_groups * 4},
-        {(void **)&c->part, (int64_t)c->n_pairs * c->a.D * 4},
+        {(void **)&c->part, (int64_t)c->n_pairs * c->n_slice * 4},
     };
     size_t at = 0;
     for (size_t i = 0; i < sizeof(parts) / sizeof(*parts); i++) {
@@ -301,6 +431,20 @@ static size_t carve(chunk *c, unsigned char *base)
         at += ((size_t)parts[i].n_bytes + 255) / 256 * 256;
     }
     return at;
+}
+
+/* Rows of a tile, from the pairs that an expert has on average. */
+static int tile_rows(const chunk *c)
+{
+    const int average = c->n_pairs / c->n_experts;
+    if (c->a.dtype != TD_E4M3)
+        return c->a.dtype == TD_F32 || average < 2 * TILE_FEW ? TILE_FEW : TILE_MANY;
+    if (!c->aligned)
+        return 32;
+    int rows = 8;
+    while (rows < 128 && 2 * rows < 3 * average) /* half again: experts differ */
+        rows *= 2;
+    return rows;
 }
 
 static chunk chunk_of(const td_moe_experts_args *a, int t, int n)
@@ -315,10 +459,17 @@ static chunk chunk_of(const td_moe_experts_args *a, int t, int n)
     c.a.y = a->y + (int64_t)t * a->D;
     c.n_pairs = n * a->K;
     c.n_experts = a->expert_hi - a->expert_lo;
-    c.tile_rows =
-        a->dtype == TD_F32 || c.n_pairs / c.n_experts < 2 * TILE_FEW ? TILE_FEW : TILE_MANY;
-    const int partly = c.n_experts < c.n_pairs ? c.n_experts : c.n_pairs; /* tiles not full */
-    c.max_tiles = c.n_pairs / c.tile_rows + partly;
+    const uintptr_t rows = ((uintptr_t)a->D | (uintptr_t)a->I) * td_dtype_bytes(a->dtype);
+    c.aligned =
+        ((uintptr_t)a->x | (uintptr_t)a->gate | (uintptr_t)a->up | (uintptr_t)a->down | rows) %
+            16 ==
+        0;
+    c.tile_rows = tile_rows(&c);
+    const int used = c.n_experts < c.n_pairs ? c.n_experts : c.n_pairs; /* experts, at most */
+    c.max_tiles = (c.n_pairs - used) / c.tile_rows + used;
+    const int64_t groups = PART_BYTES / ((int64_t)c.n_pairs * 4 * TD_QUANT_GROUP);
+    const int64_t columns = (groups > 1 ? groups : 1) * TD_QUANT_GROUP;
+    c.n_slice = columns < a->D ? (int)columns : a->D;
     return c;
 }
 
@@ -333,12 +484,18 @@ static td_status run_chunk(chunk *c, td_stream *s)
     if (st < 0)
         return st;
     plan_kernel<<<1, PLAN_THREADS, n_shared, s->stream>>>(*c);
-    st = c->a.dtype == TD_E4M3   ? products_any<uint8_t>(*c, s)
-         : c->a.dtype == TD_BF16 ? products_any<td_bf16>(*c, s)
-                                 : products_f32(*c, s);
+    st = gate_up(*c, s);
     if (st < 0)
         return st;
-    combine_kernel<<<td_grid((int64_t)c->a.T * c->a.D, 256), 256, 0, s->stream>>>(*c);
+    silu(*c, s);
+    const int step = c->n_slice;
+    for (c->slice = 0; c->slice < c->a.D; c->slice += step) {
+        c->n_slice = c->a.D - c->slice < step ? c->a.D - c->slice : step;
+        st = down(*c, s);
+        if (st < 0)
+            return st;
+        combine_kernel<<<td_grid((int64_t)c->a.T * c->n_slice, 256), 256, 0, s->stream>>>(*c);
+    }
     return td_cuda_launched(s, "moe_experts");
 }
 
@@ -350,7 +507,9 @@ extern "C" td_status td_moe_experts_cuda(const td_moe_experts_args *a, td_stream
         return TD_OK;
     if (a->K == 0 || a->I == 0 || a->expert_lo == a->expert_hi)
         return s->head.class_->fill(s, a->y, 0, (size_t)a->T * (size_t)a->D * 4);
-    int64_t most = PART_BYTES / ((int64_t)a->K * a->D * 4);
+    /* Of a pair: gate, up and their product; 128 columns of its result. */
+    const int64_t row = (int64_t)a->I * (a->dtype == TD_F32 ? 12 : 6), slice = TD_QUANT_GROUP * 4;
+    const int64_t most = PART_BYTES / ((int64_t)a->K * (row > slice ? row : slice));
     const int step = most < 1 ? 1 : most < a->T ? (int)most : a->T;
     td_status st = TD_OK;
     for (int t = 0; st == TD_OK && t < a->T; t += step) {

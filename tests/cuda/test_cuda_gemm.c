@@ -205,6 +205,59 @@ TEST(a_row_of_gemm_has_the_same_bits_alone_and_in_any_batch)
     ct_close(&g);
 }
 
+/* e4m3 has tiles of many sizes, chosen by M and N: shapes that take each of them, and sizes around
+ * their edges. Rows 16-byte aligned, as the tiles want them. */
+static const int tile_sizes[][3] = {
+    /* M, N, K */
+    {1, 100, 4112},   {7, 2112, 144},   {8, 2200, 272},  {8, 8500, 144},
+    {9, 700, 528},    {16, 4300, 144},  {17, 900, 656},  {20, 2112, 272},
+    {32, 8500, 16},   {33, 9000, 144},  {64, 8500, 48},  {65, 2112, 64},
+    {128, 4300, 144}, {129, 2112, 128}, {257, 8500, 16}, {400, 2112, 400}};
+
+static problem make_aligned(kt_rng *rng, const int *size, int integers)
+{
+    problem p = make(rng, size[0], size[1], size[2], TD_E4M3, integers);
+    p.a.x_stride = p.a.K; /* the rows that make() drew, closer together */
+    return p;
+}
+
+TEST(e4m3_gemm_of_small_integers_equals_the_judge_in_every_tile)
+{
+    kt_rng rng = kt_seeded();
+    ct_gpu g = ct_open();
+    for (size_t i = 0; i < sizeof(tile_sizes) / sizeof(*tile_sizes); i++) {
+        problem p = make_aligned(&rng, tile_sizes[i], 1);
+        run_ref(&p);
+        run_gpu(&g, &p, p.a.M);
+        kt_out_same(&p.want, &p.got);
+        drop(&p);
+    }
+    ct_close(&g);
+}
+
+TEST(a_row_of_e4m3_gemm_has_the_same_bits_through_every_tile)
+{
+    static const int sizes[][3] = {{130, 2112, 272}, {257, 4300, 144}, {70, 8500, 656}};
+    static const int rows[] = {1, 7, 8, 9, 16, 17, 32, 33, 64, 65, 128, 129};
+    kt_rng rng = kt_seeded();
+    ct_gpu g = ct_open();
+    for (size_t i = 0; i < sizeof(sizes) / sizeof(*sizes); i++) {
+        problem p = make_aligned(&rng, sizes[i], 0);
+        run_gpu(&g, &p, p.a.M);
+        memcpy(p.want.base, p.got.base, kt_out_bytes(&p.got));
+        run_gpu(&g, &p, p.a.M); /* twice */
+        kt_out_same(&p.want, &p.got);
+        for (size_t k = i; k < sizeof(rows) / sizeof(*rows); k += 3) { /* a third with each size */
+            run_gpu(&g, &p, rows[k]);
+            kt_out_same(&p.want, &p.got);
+        }
+        run_gpu(&g, &p, i == 0 ? 1 : kt_int(&rng, 2, 70));
+        kt_out_same(&p.want, &p.got);
+        drop(&p);
+    }
+    ct_close(&g);
+}
+
 TEST(gemm_puts_nan_and_infinity_where_the_judge_has_them)
 {
     kt_rng rng = kt_seeded();

@@ -6,7 +6,7 @@
 
 TD_TEST_MAIN
 
-typedef enum { RANDOM, ALL_ON_ONE, NONE, ONE_EMPTY, N_ROUTINGS } routing;
+typedef enum { RANDOM, ALL_ON_ONE, NONE, ONE_EMPTY, FEW, N_ROUTINGS } routing;
 
 typedef struct {
     td_moe_experts_args a; /* device pointers, but for ids and weights */
@@ -45,10 +45,35 @@ static void route(ct_gpu *g, kt_rng *rng, problem *p, routing r)
         p->ids[i] = r == ALL_ON_ONE ? lo : r == NONE ? -1 : kt_int(rng, -1, hi + 1);
         if (r == ONE_EMPTY && p->ids[i] == lo)
             p->ids[i] = hi - 1;
+        if (r == FEW && kt_int(rng, 0, 63) != 0)
+            p->ids[i] = -1;
         p->weights[i] = 0.1f + kt_unit(rng);
     }
     p->d_ids = ct_up(g, p->ids, (size_t)n * 4);
     p->d_weights = ct_up(g, p->weights, (size_t)n * 4);
+}
+
+/* Inputs for sizes that stand in p->a. */
+static void make_inputs(ct_gpu *g, kt_rng *rng, problem *p, routing r)
+{
+    td_moe_experts_args *a = &p->a;
+    const td_dtype dtype = a->dtype;
+    const size_t T = (size_t)a->T, D = (size_t)a->D, I = (size_t)a->I;
+    const size_t E = (size_t)(a->expert_hi - a->expert_lo);
+    const size_t gd = (size_t)td_ceil_div(a->D, 128), gi = (size_t)td_ceil_div(a->I, 128);
+    a->x = numbers(g, rng, T * D, dtype, 1.0f);
+    a->gate = numbers(g, rng, E * I * D, dtype, 0.1f);
+    a->up = numbers(g, rng, E * I * D, dtype, 0.1f);
+    a->down = numbers(g, rng, E * I * D, dtype, 0.1f);
+    if (dtype == TD_E4M3) {
+        a->xs = scales(g, rng, T * gd);
+        a->gate_s = scales(g, rng, E * gi * gd);
+        a->up_s = scales(g, rng, E * gi * gd);
+        a->down_s = scales(g, rng, E * gi * gd);
+    }
+    route(g, rng, p, r);
+    p->want = kt_out_new(T, D * 4, D * 4);
+    p->got = kt_out_new(T, D * 4, D * 4);
 }
 
 static problem make(ct_gpu *g, kt_rng *rng, td_dtype dtype, routing r)
@@ -63,22 +88,7 @@ static problem make(ct_gpu *g, kt_rng *rng, td_dtype dtype, routing r)
     } while (a->T * a->K > 400);
     a->expert_lo = KT_PICK(rng, 0, 0, 3);
     a->expert_hi = a->expert_lo + KT_PICK(rng, 1, 2, 7);
-    const size_t T = (size_t)a->T, D = (size_t)a->D, I = (size_t)a->I;
-    const size_t E = (size_t)(a->expert_hi - a->expert_lo);
-    const size_t gd = (size_t)td_ceil_div(a->D, 128), gi = (size_t)td_ceil_div(a->I, 128);
-    a->x = numbers(g, rng, T * D, dtype, 1.0f);
-    a->gate = numbers(g, rng, E * I * D, dtype, 0.1f);
-    a->up = numbers(g, rng, E * I * D, dtype, 0.1f);
-    a->down = numbers(g, rng, E * I * D, dtype, 0.1f);
-    if (dtype == TD_E4M3) {
-        a->xs = scales(g, rng, T * gd);
-        a->gate_s = scales(g, rng, E * gi * gd);
-        a->up_s = scales(g, rng, E * gi * gd);
-        a->down_s = scales(g, rng, E * gi * gd);
-    }
-    route(g, rng, &p, r);
-    p.want = kt_out_new(T, D * 4, D * 4);
-    p.got = kt_out_new(T, D * 4, D * 4);
+    make_inputs(g, rng, &p, r);
     return p;
 }
 
@@ -164,28 +174,68 @@ static void judge(ct_gpu *g, problem *p)
     free(y);
 }
 
+/* Runs twice; frees the problem. */
+static void expect_judge(ct_gpu *g, problem *p)
+{
+    judge(g, p);
+    for (int again = 0; again < 2; again++) {
+        td_moe_experts_args a = p->a;
+        kt_out_poison(&p->got);
+        a.ids = p->d_ids;
+        a.weights = p->d_weights;
+        a.y = ct_out(g, &p->got);
+        TD_EQ(TD_OK, g->ops->moe_experts(&a, g->stream));
+        ct_fetch(g, &p->got, a.y);
+        kt_out_same(&p->want, &p->got);
+    }
+    ct_clear(g);
+    kt_out_free(&p->want);
+    kt_out_free(&p->got);
+    free(p->ids);
+    free(p->weights);
+}
+
 TEST(moe_experts_is_gemm_silu_gemm_and_the_sum_bit_for_bit)
 {
     kt_rng rng = kt_seeded();
     ct_gpu g = ct_open();
     for (int i = 0; i < 24; i++) {
         problem p = make(&g, &rng, (td_dtype)(i % 3), (routing)(i / 3 % N_ROUTINGS));
-        judge(&g, &p);
-        for (int again = 0; again < 2; again++) {
-            td_moe_experts_args a = p.a;
-            kt_out_poison(&p.got);
-            a.ids = p.d_ids;
-            a.weights = p.d_weights;
-            a.y = ct_out(&g, &p.got);
-            TD_EQ(TD_OK, g.ops->moe_experts(&a, g.stream));
-            ct_fetch(&g, &p.got, a.y);
-            kt_out_same(&p.want, &p.got);
-        }
-        ct_clear(&g);
-        kt_out_free(&p.want);
-        kt_out_free(&p.got);
-        free(p.ids);
-        free(p.weights);
+        expect_judge(&g, &p);
+    }
+    ct_close(&g);
+}
+
+/* Sizes that take each of the tiles for e4m3, over the edges of the token tiles. The judge's one
+ * row goes through the narrowest. */
+TEST(moe_experts_has_the_same_bits_in_every_e4m3_tile)
+{
+    static const int sizes[][5] = {
+        /* T, D, I, K, experts */
+        {1, 1040, 256, 8, 8}, {8, 1056, 256, 8, 64}, {9, 512, 128, 1, 1},   {17, 256, 144, 8, 13},
+        {65, 144, 256, 2, 3}, {129, 272, 48, 1, 1},  {150, 400, 128, 2, 3}, {300, 128, 64, 1, 1}};
+    kt_rng rng = kt_seeded();
+    ct_gpu g = ct_open();
+    for (size_t i = 0; i < sizeof(sizes) / sizeof(*sizes); i++) {
+        const int *z = sizes[i];
+        problem p = {.a = {.dtype = TD_E4M3, .T = z[0], .D = z[1], .I = z[2], .K = z[3]}};
+        p.a.expert_hi = z[4];
+        make_inputs(&g, &rng, &p, z[4] == 1 ? ALL_ON_ONE : RANDOM);
+        expect_judge(&g, &p);
+    }
+    ct_close(&g);
+}
+
+/* More single results than scratch memory takes at once: D goes in slices. */
+TEST(moe_experts_has_the_same_bits_in_slices_of_D)
+{
+    kt_rng rng = kt_seeded();
+    ct_gpu g = ct_open();
+    for (int dtype = 0; dtype < 3; dtype++) {
+        problem p = {.a = {.dtype = (td_dtype)dtype, .T = 1200, .D = 7440, .I = 16, .K = 8}};
+        p.a.expert_hi = 2;
+        make_inputs(&g, &rng, &p, FEW);
+        expect_judge(&g, &p);
     }
     ct_close(&g);
 }
