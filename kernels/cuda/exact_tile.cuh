@@ -203,30 +203,36 @@ __device__ inline void td_exact_sum(const td_exact_shared<R, BT> &sh, int kb, in
     }
 }
 
-/* Block kb's products, with w in a; w of the next block to next_a. Two D: of this block and the one
- * before, or of the halves of 128 tokens. */
-template <int R, int BT, bool ALIGNED>
-__device__ inline void
-td_exact_block(const td_tile_args &args, const td_exact_shared<R, BT> &sh, int kb, int n_blocks,
-               uint32_t a[TD_TILE_K / 16][4], uint32_t next_a[TD_TILE_K / 16][4],
-               float d[td_exact_tile<R, BT>::N / 2], float other[td_exact_tile<R, BT>::N / 2],
-               float acc[td_exact_tile<R, BT>::HALVES][td_exact_tile<R, BT>::N / 2])
+/* What a thread holds: w of a block and of the next, two D (of this block and the one before, or of
+ * the halves of 128 tokens), the sums. */
+template <int R, int BT> struct td_exact_held {
+    typedef td_exact_tile<R, BT> T;
+    uint32_t a[2][TD_TILE_K / 16][4];
+    float d[2][T::N / 2], acc[T::HALVES][T::N / 2];
+};
+
+/* Block kb's products, with w in h.a[ODD]; w of the next block to the other. */
+template <int R, int BT, bool ALIGNED, int ODD>
+__device__ inline void td_exact_block(const td_tile_args &args, const td_exact_shared<R, BT> &sh,
+                                      int kb, int n_blocks, td_exact_held<R, BT> &h)
 {
     typedef td_exact_tile<R, BT> T;
+    constexpr int MINE = T::HALVES == 2 ? 0 : ODD;
+    float *const d = h.d[MINE], *const other = h.d[1 - MINE];
     const int last = T::HALVES - 1;
-    td_exact_start<R, BT>(sh, kb, 0, a, d);
+    td_exact_start<R, BT>(sh, kb, 0, h.a[ODD], d);
     if (kb > 0) {
         td_wgmma_wait<1>();
-        td_exact_sum<R, BT>(sh, kb - 1, last, n_blocks, other, acc[last]);
+        td_exact_sum<R, BT>(sh, kb - 1, last, n_blocks, other, h.acc[last]);
     }
     if (T::HALVES == 2)
-        td_exact_start<R, BT>(sh, kb, 1, a, other);
+        td_exact_start<R, BT>(sh, kb, 1, h.a[ODD], other);
     td_exact_widen_x<R, BT>(sh, kb + 1);
     if (T::HALVES == 2) {
         td_wgmma_wait<1>();
-        td_exact_sum<R, BT>(sh, kb, 0, n_blocks, d, acc[0]);
+        td_exact_sum<R, BT>(sh, kb, 0, n_blocks, d, h.acc[0]);
     }
-    td_exact_widen_w<R, BT>(sh, kb + 1, next_a);
+    td_exact_widen_w<R, BT>(sh, kb + 1, h.a[1 - ODD]);
     td_exact_fetch<R, BT, ALIGNED>(args, sh, kb + T::STAGES, n_blocks);
     td_copy_wait<T::STAGES - 2>();
     td_wgmma_publish();
@@ -242,30 +248,27 @@ __device__ inline void td_exact_run(const td_tile_args &args, const td_exact_sha
 {
     typedef td_exact_tile<R, BT> T;
     const int n_blocks = (args.K + TD_TILE_K - 1) / TD_TILE_K;
-    float acc[T::HALVES][T::N / 2] = {}, even[T::N / 2] = {}, odd[T::N / 2] = {};
-    uint32_t even_a[TD_TILE_K / 16][4] = {}, odd_a[TD_TILE_K / 16][4] = {};
-    /* Halves keep their D; a single one alternates. */
-    float *const second = T::HALVES == 2 ? even : odd, *const third = T::HALVES == 2 ? odd : even;
+    td_exact_held<R, BT> h = {};
     for (int s = 0; s < T::STAGES; s++)
         td_exact_fetch<R, BT, ALIGNED>(args, sh, s, n_blocks);
     td_copy_wait<T::STAGES - 2>();
     __syncthreads();
-    td_exact_widen_w<R, BT>(sh, 0, even_a);
+    td_exact_widen_w<R, BT>(sh, 0, h.a[0]);
     td_exact_widen_x<R, BT>(sh, 0);
     td_wgmma_publish();
     __syncthreads();
-    td_exact_block<R, BT, ALIGNED>(args, sh, 0, n_blocks, even_a, odd_a, even, odd, acc);
+    td_exact_block<R, BT, ALIGNED, 0>(args, sh, 0, n_blocks, h);
     int kb = 1;
     for (; kb < n_blocks; kb += 2) {
-        td_exact_block<R, BT, ALIGNED>(args, sh, kb, n_blocks, odd_a, even_a, second, third, acc);
-        td_exact_block<R, BT, ALIGNED>(args, sh, kb + 1, n_blocks, even_a, odd_a, even, odd, acc);
+        td_exact_block<R, BT, ALIGNED, 1>(args, sh, kb, n_blocks, h);
+        td_exact_block<R, BT, ALIGNED, 0>(args, sh, kb + 1, n_blocks, h);
         td_wgmma_wait<0>(); /* the compiler gives up on products that run into the next round */
     }
     td_wgmma_wait<0>();
     td_copy_wait<0>();
-    td_exact_sum<R, BT>(sh, kb - 1, T::HALVES - 1, n_blocks, T::HALVES == 2 ? odd : even,
-                        acc[T::HALVES - 1]);
-    td_wgmma_store<R, BT, T::THREADS>((float *)sh.wide, &acc[0][0], store);
+    td_exact_sum<R, BT>(sh, kb - 1, T::HALVES - 1, n_blocks, h.d[T::HALVES - 1],
+                        h.acc[T::HALVES - 1]);
+    td_wgmma_store<R, BT, T::THREADS>((float *)sh.wide, &h.acc[0][0], store);
 }
 
 /* For the choice of a tile, which no bit depends on: a block's time goes with the rows that it

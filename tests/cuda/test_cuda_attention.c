@@ -201,13 +201,20 @@ static void run_mla(ct_gpu *g, const td_sparse_mla_args *host, const kt_cache *c
     ct_clear(g);
 }
 
+typedef struct {
+    int dtype, C, R, H, k; /* dtype: the cache's */
+    td_dtype act;
+    int T;
+} mla_shape;
+
 /* bf16: scores differ by f32 roundings, so a p on the edge rounds the other way, and an fp8 value
  * is rounded to bf16 for the second product: 2^-8 and 2^-9 of the largest |c| (5.3), and one bf16
  * step of the result. f32: as in tests/kernels/test_sparse_mla.c. Of many rows some are judged. */
-static void check_mla(kt_rng *rng, ct_gpu *g, int dtype, int C, int R, int H, int k, td_dtype act,
-                      int T)
+static void check_mla(kt_rng *rng, ct_gpu *g, mla_shape shape)
 {
+    const int dtype = shape.dtype, C = shape.C, R = shape.R, H = shape.H, k = shape.k, T = shape.T;
     const int most = 64 * MAX_PAGES;
+    const td_dtype act = shape.act;
     const size_t row = mla_row_bytes(dtype, C, R), es = td_dtype_bytes(act);
     const size_t n = (size_t)(T * H * (C + R)), out = (size_t)(H * C) * es;
     kt_cache c = kt_cache_new(rng, dtype, 64, 64 * row, B, MAX_PAGES);
@@ -260,10 +267,11 @@ TEST(sparse_mla_of_the_models_shape_is_near_the_judge)
     kt_rng rng = kt_seeded();
     ct_gpu g = ct_open();
     for (int i = 0; i < 20; i++)
-        check_mla(&rng, &g, i % 2, 512, 64, KT_PICK(&rng, 1, 5, 8, 16, 21, 33, 64, 128),
-                  KT_PICK(&rng, 0, 1, 2, 31, 32, 33, 63, 64, 65, 300), TD_BF16,
-                  KT_PICK(&rng, 1, 2, 5));
-    check_mla(&rng, &g, 0, 512, 64, 16, 2048, TD_BF16, 3);
+        check_mla(&rng, &g,
+                  (mla_shape){i % 2, 512, 64, KT_PICK(&rng, 1, 5, 8, 16, 21, 33, 64, 128),
+                              KT_PICK(&rng, 0, 1, 2, 31, 32, 33, 63, 64, 65, 300), TD_BF16,
+                              KT_PICK(&rng, 1, 2, 5)});
+    check_mla(&rng, &g, (mla_shape){0, 512, 64, 16, 2048, TD_BF16, 3});
     ct_close(&g);
 }
 
@@ -272,9 +280,10 @@ TEST(sparse_mla_of_other_shapes_is_near_the_judge)
     kt_rng rng = kt_seeded();
     ct_gpu g = ct_open();
     for (int i = 0; i < 12; i++)
-        check_mla(&rng, &g, i % 3, 128 * kt_int(&rng, 1, 2), KT_PICK(&rng, 0, 1, 2, 64),
-                  KT_PICK(&rng, 1, 3), KT_PICK(&rng, 0, 1, 33, 130), i % 2 ? TD_BF16 : TD_F32,
-                  KT_PICK(&rng, 1, 2, 5));
+        check_mla(&rng, &g,
+                  (mla_shape){i % 3, 128 * kt_int(&rng, 1, 2), KT_PICK(&rng, 0, 1, 2, 64),
+                              KT_PICK(&rng, 1, 3), KT_PICK(&rng, 0, 1, 33, 130),
+                              i % 2 ? TD_BF16 : TD_F32, KT_PICK(&rng, 1, 2, 5)});
     ct_close(&g);
 }
 
@@ -283,7 +292,7 @@ TEST(sparse_mla_of_many_rows_is_near_the_judge)
 {
     kt_rng rng = kt_seeded();
     ct_gpu g = ct_open();
-    check_mla(&rng, &g, 0, 512, 64, 128, 2048, TD_BF16, 300);
-    check_mla(&rng, &g, 1, 512, 64, 128, 2048, TD_BF16, 150);
+    check_mla(&rng, &g, (mla_shape){0, 512, 64, 128, 2048, TD_BF16, 300});
+    check_mla(&rng, &g, (mla_shape){1, 512, 64, 128, 2048, TD_BF16, 150});
     ct_close(&g);
 }
