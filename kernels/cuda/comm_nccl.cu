@@ -2,7 +2,7 @@
  * when this form is asked for. Sums are a gather and the own kernel that adds in rank order, not
  * NCCL's reductions, whose order is its own; counted rows travel in blocks for the worst case, and
  * a kernel keeps what the counts say. Sizes of different ranks are not compared: ranks that
- * disagree wait until the deadline. Compiled where nccl.h is found; not yet run on several GPUs. */
+ * disagree wait until the deadline. Compiled where nccl.h is found. */
 #include "kernels/cuda/comm.cuh"
 
 #if __has_include(<nccl.h>)
