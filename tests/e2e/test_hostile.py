@@ -86,7 +86,7 @@ def begin_generate(router, request, window=0):
 # ---- clients that do not read ----
 
 def a_client_that_does_not_read_is_cut_off_and_everything_else_goes_on(args):
-    with Cluster(args.bin, model=args.model, router_flags=["--backlog", "16KiB"]) as c:
+    with Cluster(args.bin, model=args.model, router_flags=["--backlog", "16KiB"], decode_flags=["--drafts", "4"]) as c:
         prompt, n = prompt_ids(c, 65), 100 if is_sanitized(args.bin) else 400
         want = c.generate(prompt, max_tokens=n, **GREEDY)
         deaf = begin_generate(c.router, make_request(prompt, max_tokens=6000, **GREEDY))

@@ -130,7 +130,7 @@ static void drafts_change_nothing(td_logits_options o, int want_accepted)
     t.n = TD_SANITIZED ? 270 : 500;
     o.generate = N;
     o.no_logits = 1;
-    for (uint32_t k = 0; k <= 4; k += TD_SANITIZED ? 2 : 1) {
+    for (uint32_t k = 0; k <= 4; k += TD_SANITIZED ? 4 : 1) {
         o.drafts = k;
         o.chunk = k % 4 == 0 ? 0 : 256;
         td_logits_result r = run(&t, o);

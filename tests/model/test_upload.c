@@ -90,7 +90,7 @@ TEST(any_number_of_readers_and_any_buffer_gives_the_same_weights)
         uint32_t threads;
         size_t bytes;
     } ways[] = {{1, 2048}, {8, 20000}, {2, (size_t)32 << 20}};
-    for (int written = 0; written < 2; written++) {
+    for (int written = TD_SANITIZED; written < 2; written++) {
         const char *dir = td_scratch_path(td_scratch_dir(), "new");
         td_slice_spec spec;
         TD_EQ(TD_OK, td_slice_parse(SMALL, &spec, NULL));

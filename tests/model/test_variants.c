@@ -12,7 +12,7 @@ TD_TEST_MAIN
 
 #define N_TOKENS 70 /* three times index_topk, two pages */
 #define N_LAYERS 2
-#define STRIDE (TD_SANITIZED ? 6 : 1) /* the judges are slow: every sixth kind then */
+#define STRIDE (TD_SANITIZED ? 12 : 1) /* the judges are slow: every twelfth kind then */
 
 typedef struct {
     const char *name;
