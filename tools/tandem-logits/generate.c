@@ -1,24 +1,21 @@
 #include "tools/tandem-logits/generate.h"
 
 #include "common/base/clock.h"
+#include "tools/tandem-logits/ranks.h"
 
-#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
-typedef struct { /* one rank and its thread */
+typedef struct { /* one rank and its thread; td_rank_thread first */
+    td_rank_thread t;
     const td_continuation *c;
     const void *state; /* host: the hidden state that the first step starts from */
     td_comm_group *group;
     uint32_t index, n;
-    pthread_t thread;
-    int started;
     td_rank rank;
     td_decode *decode;    /* goes when all ranks are done: peers read its buffers */
     void *hidden;         /* device */
     td_logits_result out; /* the counts and the tokens alone */
-    td_status st;
-    td_err err;
 } worker;
 
 static td_status run_decoder(const td_continuation *c, td_rank *rank, td_comm *comm,
@@ -80,12 +77,12 @@ static td_status take_over(worker *w)
     const td_model_config *config = &w->rank.weights->config;
     size_t n_bytes = td_model_hidden_bytes(config, c->o->precise);
     td_stream *stream = td_device_stream(w->rank.device);
-    td_status st = td_device_alloc(w->rank.device, n_bytes, &w->hidden, &w->err);
+    td_status st = td_device_alloc(w->rank.device, n_bytes, &w->hidden, &w->t.err);
     for (uint32_t i = 0; i < c->n_pages && st == TD_OK; i++)
         st = td_rank_take_page(&w->rank, c->prompt, c->pages[i]);
     if (st == TD_OK)
         st = td_stream_write(stream, w->hidden, w->state, n_bytes);
-    return st == TD_OK ? td_stream_sync(stream, &w->err) : st;
+    return st == TD_OK ? td_stream_sync(stream, &w->t.err) : st;
 }
 
 static void *work(void *arg)
@@ -93,55 +90,28 @@ static void *work(void *arg)
     worker *w = arg;
     td_comm *comm = w->group == NULL ? NULL : td_comm_group_rank(w->group, w->index);
     td_rank_options o = rank_options(w->c, &w->c->prompt->weights->config, w->index, w->n);
-    w->st = td_rank_open(&w->rank, &o, &w->err);
-    if (w->st == TD_OK)
-        w->st = take_over(w);
-    if (w->st == TD_OK && comm != NULL && (w->st = td_comm_barrier(comm)) < 0)
-        td_fail(&w->err, w->st, "rank %u: another rank failed", w->index);
-    if (w->st == TD_OK)
-        w->st = run_decoder(w->c, &w->rank, comm, w->hidden, &w->decode, &w->out, &w->err);
-    if (w->st < 0 && w->group != NULL)
+    w->t.st = td_rank_open(&w->rank, &o, &w->t.err);
+    if (w->t.st == TD_OK)
+        w->t.st = take_over(w);
+    if (w->t.st == TD_OK && comm != NULL && (w->t.st = td_comm_barrier(comm)) < 0)
+        td_fail(&w->t.err, w->t.st, "rank %u: another rank failed", w->index);
+    if (w->t.st == TD_OK)
+        w->t.st = run_decoder(w->c, &w->rank, comm, w->hidden, &w->decode, &w->out, &w->t.err);
+    if (w->t.st < 0 && w->group != NULL)
         td_comm_group_abort(w->group);
     return NULL;
 }
 
-/* The first rank that failed by itself is blamed; ranks that did not fail must agree. */
-static td_status verdict(const worker *workers, uint32_t n, td_err *err)
+static td_status run_ranks(worker *workers, uint32_t n, td_err *err)
 {
-    for (int pass = 0; pass < 2; pass++)
-        for (uint32_t i = 0; i < n; i++) {
-            const worker *w = &workers[i];
-            int own = w->st != TD_CANCELLED && w->st != TD_DEADLINE;
-            if (w->st < 0 && (own || pass == 1))
-                return td_fail(err, w->st, "%s", w->err.text);
-        }
+    td_status st = td_logits_run_ranks(workers, sizeof(*workers), n, work, workers[0].group, err);
     const td_logits_result *first = &workers[0].out;
-    for (uint32_t i = 1; i < n; i++)
+    for (uint32_t i = 1; i < n && st == TD_OK; i++)
         if (workers[i].out.n_generated != first->n_generated ||
             memcmp(workers[i].out.generated, first->generated,
                    first->n_generated * sizeof(int32_t)) != 0)
-            return td_fail(err, TD_INTERNAL, "rank %u came to other tokens than rank 0", i);
-    return TD_OK;
-}
-
-/* Rank 0 on this thread, the others on theirs. */
-static td_status run_ranks(worker *workers, uint32_t n, td_err *err)
-{
-    td_status st = TD_OK;
-    for (uint32_t i = 1; i < n && st == TD_OK; i++) {
-        if (pthread_create(&workers[i].thread, NULL, work, &workers[i]) != 0)
-            st = td_fail(err, TD_NOMEM, "cannot start a thread for rank %u", i);
-        else
-            workers[i].started = 1;
-    }
-    if (st == TD_OK)
-        work(&workers[0]);
-    else
-        td_comm_group_abort(workers[0].group);
-    for (uint32_t i = 1; i < n; i++)
-        if (workers[i].started)
-            pthread_join(workers[i].thread, NULL);
-    return st == TD_OK ? verdict(workers, n, err) : st;
+            st = td_fail(err, TD_INTERNAL, "rank %u came to other tokens than rank 0", i);
+    return st;
 }
 
 static td_status init_workers(const td_continuation *c, const void *state, worker *workers,

@@ -4,8 +4,8 @@
 #include "model/prefill_step.h"
 #include "model/rank.h"
 #include "tools/tandem-logits/generate.h"
+#include "tools/tandem-logits/ranks.h"
 
-#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -26,15 +26,12 @@ typedef struct {
     void *hidden;        /* rank 0's device memory */
 } job;
 
-typedef struct { /* one rank and its thread */
+typedef struct { /* one rank and its thread; td_rank_thread first */
+    td_rank_thread t;
     job *job;
     uint32_t index;
-    pthread_t thread;
-    int started;
     td_rank rank;
     td_prefill *prefill;
-    td_status st;
-    td_err err;
 } worker;
 
 td_rank_options td_logits_rank_options(const td_logits_options *o, const td_checkpoint *ckpt,
@@ -121,7 +118,7 @@ static td_status run_chunks(worker *w)
             seq.hidden_out = j->hidden;
         }
         td_prefill_batch batch = {.seqs = &seq, .n_seqs = 1, .dump = &dump};
-        td_status st = td_prefill_run(w->prefill, &batch, &first, &w->err);
+        td_status st = td_prefill_run(w->prefill, &batch, &first, &w->t.err);
         if (st < 0)
             return st;
         at += n;
@@ -137,15 +134,15 @@ static td_status open_rank(worker *w)
     td_rank_options o =
         td_logits_rank_options(j->o, j->ckpt, &j->out->config, &j->layout, j->n_pages);
     o.rank = w->index;
-    td_status st = td_rank_open(&w->rank, &o, &w->err);
+    td_status st = td_rank_open(&w->rank, &o, &w->t.err);
     if (st < 0)
         return st;
     td_comm *comm = j->group == NULL ? NULL : td_comm_group_rank(j->group, w->index);
     td_engine_config config = td_logits_engine(j->o, &j->layout, j->n_ids, &w->rank, comm);
-    st = td_prefill_create(&config, chunk_of(j), 1, &w->prefill, &w->err);
+    st = td_prefill_create(&config, chunk_of(j), 1, &w->prefill, &w->t.err);
     if (st == TD_OK && w->index == 0)
         st = td_device_alloc(w->rank.device, td_model_hidden_bytes(&j->out->config, j->o->precise),
-                             &j->hidden, &w->err);
+                             &j->hidden, &w->t.err);
     return st;
 }
 
@@ -154,49 +151,22 @@ static void *work(void *arg)
     worker *w = arg;
     job *j = w->job;
     int64_t start = td_now_ns();
-    w->st = open_rank(w);
-    if (w->st == TD_OK && j->group != NULL) {
-        w->st = td_comm_barrier(td_comm_group_rank(j->group, w->index));
-        if (w->st < 0)
-            td_fail(&w->err, w->st, "rank %u: another rank failed", w->index);
+    w->t.st = open_rank(w);
+    if (w->t.st == TD_OK && j->group != NULL) {
+        w->t.st = td_comm_barrier(td_comm_group_rank(j->group, w->index));
+        if (w->t.st < 0)
+            td_fail(&w->t.err, w->t.st, "rank %u: another rank failed", w->index);
     }
     int64_t loaded = td_now_ns();
-    if (w->st == TD_OK)
-        w->st = run_chunks(w);
-    if (w->st < 0 && j->group != NULL)
+    if (w->t.st == TD_OK)
+        w->t.st = run_chunks(w);
+    if (w->t.st < 0 && j->group != NULL)
         td_comm_group_abort(j->group);
     if (w->index == 0) {
         j->out->load_s = (double)(loaded - start) / TD_NS_PER_S;
         j->out->prefill_s = (double)(td_now_ns() - loaded) / TD_NS_PER_S;
     }
     return NULL;
-}
-
-/* Rank 0 on this thread, the others on theirs. The first rank that failed by itself is blamed. */
-static td_status run_ranks(worker *workers, uint32_t n, td_err *err)
-{
-    td_status st = TD_OK;
-    for (uint32_t i = 1; i < n && st == TD_OK; i++) {
-        if (pthread_create(&workers[i].thread, NULL, work, &workers[i]) != 0)
-            st = td_fail(err, TD_NOMEM, "cannot start a thread for rank %u", i);
-        else
-            workers[i].started = 1;
-    }
-    if (st == TD_OK)
-        work(&workers[0]);
-    else
-        td_comm_group_abort(workers[0].job->group);
-    for (uint32_t i = 1; i < n; i++)
-        if (workers[i].started)
-            pthread_join(workers[i].thread, NULL);
-    for (int pass = 0; pass < 2 && st == TD_OK; pass++) {
-        for (uint32_t i = 0; i < n && st == TD_OK; i++) {
-            int own = workers[i].st != TD_CANCELLED && workers[i].st != TD_DEADLINE;
-            if (workers[i].st < 0 && (own || pass == 1))
-                st = td_fail(err, workers[i].st, "%s", workers[i].err.text);
-        }
-    }
-    return st;
 }
 
 static td_status generate(const job *j, td_rank *rank, td_err *err)
@@ -316,7 +286,7 @@ td_status td_logits_run(const td_logits_options *options, const int32_t *ids, ui
         workers[i].index = i;
     }
     if (st == TD_OK)
-        st = run_ranks(workers, n, err);
+        st = td_logits_run_ranks(workers, sizeof(*workers), n, work, j.group, err);
     for (uint32_t i = 0; i < n; i++)
         td_prefill_destroy(workers[i].prefill);
     if (st == TD_OK && options->generate > 0)
