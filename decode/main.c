@@ -100,11 +100,17 @@ static td_status open_xfer(daemon_state *d, td_err *err)
     conf.n_regions = 2;
     conf.connect_ms = d->conf.peer_timeout_ms;
     conf.max_links = MAX_LINKS;
+    conf.device = td_decode_engine_device(d->engine);
+    conf.device_regions = 1U << TD_XFER_PAGES;
+    conf.path = (td_xfer_path)w->kv_path;
+    conf.ring_bytes = (uint64_t)w->kv_ring_mib << 20;
     conf.wake = wake_loop;
     conf.wake_arg = &d->xfer_wake;
     td_status st = td_xfer_fault_parse(w->debug_faults, &fault, err);
     if (st == TD_OK)
         st = td_xfer_create(&conf, &d->xfer, err);
+    if (st == TD_OK)
+        td_info("decode.kv", "kv=%s", td_xfer_kv_path(d->xfer));
     if (st == TD_OK && fault.kind != TD_XFER_FAULT_NONE) {
         td_warn("decode.fault", "debug-faults=\"%s\"", w->debug_faults);
         td_xfer_set_fault(d->xfer, &fault);

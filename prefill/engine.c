@@ -77,6 +77,10 @@ static td_status open_xfers(td_prefill_engine *e, td_err *err)
         conf.regions = regions;
         conf.n_regions = 2;
         conf.max_readers = TD_PREFILL_MAX_READERS;
+        conf.device = e->ranks[r].self.device;
+        conf.device_regions = 1U << TD_XFER_PAGES;
+        conf.path = (td_xfer_path)w->kv_path;
+        conf.ring_bytes = (uint64_t)w->kv_ring_mib << 20;
         td_status st = td_xfer_create(&conf, &e->xfers[r], err);
         if (st != TD_OK)
             return st;
@@ -99,14 +103,15 @@ static void take_ready(td_prefill_engine *e, const td_rank_event *event)
     td_fingerprint_run(&e->fingerprint, &e->layout, e->conf.conf->w.precise,
                        e->conf.conf->w.draft_prenorm);
     td_fingerprint_set(&e->fingerprint, "protocol", "%u", TD_XFER_PROTOCOL);
+    if (open_xfers(e, &err) != TD_OK) {
+        fatal(e, &err);
+        return;
+    }
     for (uint32_t r = 0; r < e->n_ranks; r++)
         td_info("prefill.device", "rank=%u device=\"%s\" kv=%s comm=%s", r,
-                td_device_name(e->ranks[r].self.device), td_rank_kv_path(&e->ranks[r].self),
+                td_device_name(e->ranks[r].self.device), td_xfer_kv_path(e->xfers[r]),
                 e->comm == NULL ? "none" : td_comm_group_form(e->comm));
-    if (open_xfers(e, &err) != TD_OK)
-        fatal(e, &err);
-    else
-        e->conf.on_ready(e->conf.user);
+    e->conf.on_ready(e->conf.user);
 }
 
 /* ---- a step's events ---- */

@@ -69,7 +69,7 @@ static td_link *find_link(td_engine *engine, td_xfer_link handle)
 static void cancel_job(td_engine *engine, const td_cmd_cancel *cmd)
 {
     td_job *job = &engine->jobs[cmd->job.slot];
-    if (job->live && job->handle.generation == cmd->job.generation)
+    if (job->live && !job->ending && job->handle.generation == cmd->job.generation)
         td_job_end(engine, job, TD_CANCELLED, "cancelled");
 }
 
@@ -228,6 +228,8 @@ static void wait_for_worker(td_engine *engine)
     take_commands(engine);
     engine->now_ns = td_now_ns();
     run_timers(engine);
+    td_stage_tend(&engine->stage);
+    td_job_settle(engine);
     if (!engine->stopping)
         restart(engine);
 }
@@ -242,6 +244,8 @@ static void run(td_engine *engine)
         engine->now_ns = td_now_ns();
         unsigned n = take_commands(engine);
         n += progress(engine);
+        n += td_stage_tend(&engine->stage);
+        n += td_job_settle(engine);
         n += td_link_tend(engine);
         n += td_serve_tend(engine);
         atomic_fetch_add_explicit(&engine->n_rounds, 1, memory_order_release);
@@ -251,7 +255,8 @@ static void run(td_engine *engine)
         } else if (n > 0) {
             engine->busy_ns = engine->now_ns;
             engine->n_arm_refused = 0;
-        } else if (engine->now_ns - engine->busy_ns > SPIN_NS || !is_under_way(engine)) {
+        } else if (engine->stage.n_copying == 0 && /* a copy's end wakes nobody */
+                   (engine->now_ns - engine->busy_ns > SPIN_NS || !is_under_way(engine))) {
             sleep_until_work(engine);
         }
     }
@@ -268,6 +273,23 @@ static void wind_up(td_engine *engine)
         }
     say_goodbye(engine, STOP_NS);
     td_ucx_close(&engine->ucx);
+    td_stage_close(&engine->stage);
+}
+
+static td_status open_device(td_engine *engine, td_err *err)
+{
+    const td_xfer_config *config = &engine->config;
+    if (config->device_regions == 0)
+        return TD_OK;
+    int served = 0, drawn = 0;
+    for (uint32_t i = 0; i < config->n_regions; i++)
+        if (td_is_staged(engine, i))
+            *(engine->regions[i].served ? &served : &drawn) = 1;
+    td_status st = td_device_bind(config->device, err);
+    if (st != TD_OK)
+        return st;
+    return td_stage_open(&engine->stage, config->device, config->ring_bytes,
+                         drawn ? config->max_links : 0, served ? config->max_readers : 0, err);
 }
 
 static td_status start(td_engine *engine, td_err *err)
@@ -288,15 +310,19 @@ static td_status start(td_engine *engine, td_err *err)
         serves |= engine->regions[i].served;
     if (!serves)
         args.listen = NULL;
-    td_status st = td_ucx_open(&engine->ucx, &args, err);
+    td_status st = open_device(engine, err);
+    if (st == TD_OK)
+        st = td_ucx_open(&engine->ucx, &args, err);
     if (st == TD_OK)
         st = td_link_init_all(engine, err);
     if (st == TD_OK)
         st = td_job_init_all(engine, err);
     if (st == TD_OK)
         st = td_serve_init_all(engine, err);
-    if (st != TD_OK)
+    if (st != TD_OK) {
         td_ucx_close(&engine->ucx);
+        td_stage_close(&engine->stage);
+    }
     return st;
 }
 

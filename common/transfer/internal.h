@@ -5,6 +5,7 @@
 #ifndef TD_TRANSFER_INTERNAL_H
 #define TD_TRANSFER_INTERNAL_H
 #include "common/base/ring.h"
+#include "common/transfer/stage.h"
 #include "common/transfer/stats.h"
 #include "common/transfer/ucx.h"
 #include "common/transfer/wire.h"
@@ -138,6 +139,13 @@ typedef struct {
     int queued;                  /* in its link's queue: there is something to ask for */
     uint32_t queue_next;
     uint32_t live_next, live_prev; /* the engine's list of live jobs */
+    /* It has ended, but copies into its pages may be under way: its event comes when they are over
+     * (n_settled copies, see td_stage). */
+    int ending;
+    uint64_t n_settled;
+    td_status end_status;
+    int64_t ended_ns;
+    char end_text[496];
 } td_job;
 
 /* A get under way. Its id on the wire is (generation << 32 | slot): what arrives for an older one
@@ -178,12 +186,19 @@ typedef struct {
         moved_ns; /* moved: the last piece that came, or the first get asked */
     int64_t rate_since_ns;
     uint64_t rate_bytes;
+    uint32_t fill;     /* the slot of the ring that its pieces are laid down in, or TD_STAGE_NONE */
+    uint64_t fill_at;  /* where the slot's bytes belong in the range */
+    uint32_t n_ending; /* jobs whose event waits for copies */
+    int is_going;      /* closed, and its event waits for theirs */
+    td_status going_status;
+    char going_text[400];
 } td_link;
 
 typedef struct {
     uint64_t get_id;
     uint32_t region, slot, generation, piece_bytes;
     uint64_t offset, n_bytes, n_sent;
+    uint64_t n_staged; /* of a device's region: on its way into the ring, or there, or sent */
 } td_pull;
 
 /* Somebody who reads from here. */
@@ -197,6 +212,8 @@ typedef struct {
     uint32_t n_out;          /* messages under way: the slot is free when there are none */
     uint64_t n_window_bytes; /* sent, not acknowledged */
     int64_t hello_by_ns;
+    /* The ring's slots with what it gets next, in order, and how many they are. */
+    uint32_t staged, last_staged, n_staged;
     uint32_t first_pull, n_pulls; /* ring */
     td_pull pulls[TD_WIRE_MAX_PULLS];
 } td_reader;
@@ -235,6 +252,8 @@ typedef struct td_engine {
     uint32_t free_page, free_get, live_jobs;
     uint32_t n_gets;
     uint32_t n_attempts;
+    td_stage stage;
+    uint32_t n_ending; /* jobs, of all links */
 
     td_xfer_fault fault;
     uint32_t fault_seen;
@@ -246,6 +265,11 @@ typedef struct td_engine {
     td_served_shared served;
     td_drawn_shared drawn;
 } td_engine;
+
+static inline int td_is_staged(const td_engine *engine, uint32_t region)
+{
+    return (engine->config.device_regions >> region & 1) != 0;
+}
 
 /* engine.c: the thread */
 typedef struct {
@@ -268,6 +292,7 @@ void td_link_close(td_engine *engine, td_link *link);
 unsigned td_link_tend(
     td_engine *engine); /* after progress: broken endpoints, answers, new gets; returns how much */
 void td_link_timers(td_engine *engine);
+void td_link_say_down(td_engine *engine, td_link *link); /* its last job has settled */
 /* Around a restart of the worker: endpoints go, gets are asked again over new ones. */
 void td_link_suspend_all(td_engine *engine);
 void td_link_resume_all(td_engine *engine);
@@ -286,6 +311,7 @@ void td_job_end_all(td_engine *engine, const td_link *link, td_status status, co
 unsigned td_job_pump(td_engine *engine, td_link *link);    /* asks for pages while it may */
 void td_job_requeue_all(td_engine *engine, td_link *link); /* its gets are void; ask again */
 void td_job_timers(td_engine *engine);
+unsigned td_job_settle(td_engine *engine); /* events of jobs whose last copies are over */
 
 /* serve.c */
 td_status td_serve_init_all(td_engine *engine, td_err *err);

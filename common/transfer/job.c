@@ -94,10 +94,24 @@ static td_get *find_get(td_engine *engine, uint64_t id, uint32_t link)
     return get->live && get->generation == (uint32_t)(id >> 32) && get->link == link ? get : NULL;
 }
 
+/* Of the slot that a link's pieces are laid down in: into the page, or nowhere. */
+static void empty_fill(td_engine *engine, td_link *link, void *to)
+{
+    uint32_t slot = link->fill;
+    link->fill = TD_STAGE_NONE;
+    if (to != NULL && engine->stage.slots[slot].n_bytes > 0)
+        td_stage_write(&engine->stage, slot, to);
+    else
+        td_stage_let_go(&engine->stage, slot);
+}
+
 /* After this, whatever arrives for the get is dropped. */
 static void free_get(td_engine *engine, td_get *get)
 {
     td_link *link = &engine->links[get->link];
+    if (link->fill != TD_STAGE_NONE &&
+        engine->stage.slots[link->fill].get_id == get_id(engine, get))
+        empty_fill(engine, link, NULL);
     get->live = 0;
     engine->jobs[get->job].n_out--;
     link->n_out--;
@@ -292,28 +306,21 @@ static void drop_gets(td_engine *engine, td_job *job)
     }
 }
 
-void td_job_end(td_engine *engine, td_job *job, td_status status, const char *fmt, ...)
+static void tell_end(td_engine *engine, td_job *job)
 {
     uint32_t slot = slot_of(engine, job);
-    drop_gets(engine, job);
-    unqueue(engine, job);
-    /* The closed formula: whole pages, all of them. */
-    if (status == TD_OK)
-        td_assert(job->n_bytes_done == (uint64_t)job->n_pages * job->n_bytes);
+    td_link *link = &engine->links[job->link];
     td_event_msg *event = engine->event;
     memset(event, 0, sizeof(*event));
     event->kind = TD_XFER_JOB_DONE;
-    event->status = status;
-    event->link = engine->links[job->link].handle;
+    event->status = job->end_status;
+    event->link = link->handle;
     event->job = job->handle;
     event->n_pages = job->n_pages;
     event->n_refetched = job->n_refetched;
     event->n_bytes = job->n_bytes_done;
-    event->elapsed_ns = engine->now_ns - job->began_ns;
-    va_list ap;
-    va_start(ap, fmt);
-    vsnprintf(event->text, sizeof(event->text), fmt, ap);
-    va_end(ap);
+    event->elapsed_ns = job->ended_ns - job->began_ns;
+    memcpy(event->text, job->end_text, sizeof(event->text));
     give_pages(engine, job, event->verdicts);
     if (job->live_prev == TD_NONE)
         engine->live_jobs = job->live_next;
@@ -326,13 +333,68 @@ void td_job_end(td_engine *engine, td_job *job, td_status status, const char *fm
     td_engine_push(engine, event, sizeof(*event) + job->n_pages);
 }
 
+/* Its pages are nobody's only when no copy into them is under way. 1: it is over. */
+static int settle(td_engine *engine, td_job *job)
+{
+    if (td_is_staged(engine, job->region)) {
+        if (engine->stage.n_in_over < job->n_settled)
+            return 0;
+        if (engine->stage.failed && job->end_status == TD_OK) {
+            job->end_status = TD_CUDA;
+            snprintf(job->end_text, sizeof(job->end_text), "copying pages to the device failed");
+        }
+    }
+    job->ended_ns = engine->now_ns;
+    tell_end(engine, job);
+    return 1;
+}
+
+void td_job_end(td_engine *engine, td_job *job, td_status status, const char *fmt, ...)
+{
+    drop_gets(engine, job);
+    unqueue(engine, job);
+    /* The closed formula: whole pages, all of them. */
+    if (status == TD_OK)
+        td_assert(job->n_bytes_done == (uint64_t)job->n_pages * job->n_bytes);
+    job->end_status = status;
+    va_list ap;
+    va_start(ap, fmt);
+    vsnprintf(job->end_text, sizeof(job->end_text), fmt, ap);
+    va_end(ap);
+    job->n_settled = engine->stage.n_in_begun;
+    if (settle(engine, job))
+        return;
+    job->ending = 1;
+    engine->n_ending++;
+    engine->links[job->link].n_ending++;
+}
+
+unsigned td_job_settle(td_engine *engine)
+{
+    unsigned n = 0;
+    uint32_t next;
+    for (uint32_t slot = engine->n_ending > 0 ? engine->live_jobs : TD_NONE; slot != TD_NONE;
+         slot = next) {
+        td_job *job = &engine->jobs[slot];
+        td_link *link = &engine->links[job->link];
+        next = job->live_next;
+        if (!job->ending || !settle(engine, job))
+            continue;
+        n++;
+        engine->n_ending--;
+        if (--link->n_ending == 0 && link->is_going)
+            td_link_say_down(engine, link);
+    }
+    return n;
+}
+
 void td_job_end_all(td_engine *engine, const td_link *link, td_status status, const char *why)
 {
     uint32_t next;
     for (uint32_t slot = engine->live_jobs; slot != TD_NONE; slot = next) {
         td_job *job = &engine->jobs[slot];
         next = job->live_next;
-        if (job->link == link->handle.slot)
+        if (job->link == link->handle.slot && !job->ending)
             td_job_end(engine, job, status, "%s", why);
     }
 }
@@ -344,6 +406,8 @@ void td_job_timers(td_engine *engine)
         td_job *job = &engine->jobs[slot];
         char name[TD_XFER_PEER_BYTES + 24];
         next = job->live_next;
+        if (job->ending)
+            continue;
         if (engine->now_ns >= job->deadline_ns)
             td_job_end(engine, job, TD_DEADLINE, "%u of %u pages had come from %s by the deadline",
                        job->n_done, job->n_pages, td_link_name(&engine->links[job->link], name));
@@ -498,20 +562,54 @@ static void acknowledge(td_engine *engine, td_link *link, size_t n_bytes)
         link->n_unacked_bytes = 0;
 }
 
+static unsigned char *page_bytes(const td_engine *engine, const td_get *get)
+{
+    const td_job *job = &engine->jobs[get->job];
+    const td_xfer_region *region = &engine->regions[job->region];
+    return (unsigned char *)region->base + engine->pages[get->page].local * region->stride +
+           job->offset;
+}
+
+/* Room for a get's next piece in a slot of the ring; what does not belong with it, or leaves too
+ * little room, goes its way first. */
+static unsigned char *fill_bytes(td_engine *engine, td_link *link, const td_get *get,
+                                 size_t n_bytes)
+{
+    uint64_t id = get_id(engine, get);
+    if (link->fill != TD_STAGE_NONE) {
+        const td_stage_slot *slot = &engine->stage.slots[link->fill];
+        td_get *other = find_get(engine, slot->get_id, link->handle.slot);
+        if (slot->get_id != id || slot->n_bytes + n_bytes > TD_STAGE_BYTES)
+            empty_fill(engine, link,
+                       other != NULL ? page_bytes(engine, other) + link->fill_at : NULL);
+    }
+    if (link->fill == TD_STAGE_NONE) {
+        link->fill = td_stage_take_reader(&engine->stage);
+        link->fill_at = get->n_got;
+        engine->stage.slots[link->fill].get_id = id;
+    }
+    td_stage_slot *slot = &engine->stage.slots[link->fill];
+    return slot->bytes + slot->n_bytes;
+}
+
 static void lay_down(td_engine *engine, td_link *link, td_get *get, const void *data,
                      size_t n_bytes)
 {
     td_job *job = &engine->jobs[get->job];
-    const td_xfer_region *region = &engine->regions[job->region];
-    unsigned char *at = (unsigned char *)region->base +
-                        engine->pages[get->page].local * region->stride + job->offset + get->n_got;
+    int staged = td_is_staged(engine, job->region);
+    unsigned char *at =
+        staged ? fill_bytes(engine, link, get, n_bytes) : page_bytes(engine, get) + get->n_got;
     memcpy(at, data, n_bytes);
     if (get->n_got == 0 && apply_fault(engine, link, get, at))
         return;
-    if (engine->config.verify)
-        get->crc32c = td_crc32c(get->crc32c, at, n_bytes); /* of what stands in the page */
+    if (engine->config.verify) /* of what stands in the page, or is copied there */
+        get->crc32c = td_crc32c(get->crc32c, at, n_bytes);
+    if (staged)
+        engine->stage.slots[link->fill].n_bytes += (uint32_t)n_bytes;
     get->n_got += n_bytes;
     get->moved_ns = engine->now_ns;
+    if (staged && get->n_got == job->n_bytes)
+        empty_fill(engine, link, page_bytes(engine, get) + link->fill_at);
     if (get->n_got == job->n_bytes)
         finish_get(engine, get);
 }

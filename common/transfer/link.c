@@ -76,7 +76,17 @@ static void go_down(td_engine *engine, td_link *link, td_status status, const ch
     drop_ep(engine, link);
     enter(engine, link, TD_XFER_LINK_CLOSED);
     td_job_end_all(engine, link, status == TD_CANCELLED ? TD_PEER_LOST : status, text);
-    push_event(engine, link, TD_XFER_LINK_DOWN, status, text);
+    link->is_going = 1;
+    link->going_status = status;
+    snprintf(link->going_text, sizeof(link->going_text), "%s", text);
+    if (link->n_ending == 0)
+        td_link_say_down(engine, link);
+}
+
+void td_link_say_down(td_engine *engine, td_link *link)
+{
+    link->is_going = 0;
+    push_event(engine, link, TD_XFER_LINK_DOWN, link->going_status, link->going_text);
 }
 
 /* UCX's callback: the endpoint may only be closed outside of it. */
@@ -155,7 +165,7 @@ static void set_deadlines(td_engine *engine, td_link *link)
 void td_link_open(td_engine *engine, const td_cmd_open *cmd)
 {
     td_link *link = &engine->links[cmd->link.slot];
-    td_assert(link->state == TD_XFER_LINK_CLOSED && link->n_out == 0);
+    td_assert(link->state == TD_XFER_LINK_CLOSED && link->n_out == 0 && link->n_ending == 0);
     link->handle = cmd->link;
     link->desc = cmd->desc;
     link->same_host = cmd->same_host;
@@ -372,6 +382,7 @@ td_status td_link_init_all(td_engine *engine, td_err *err)
     for (uint32_t i = 0; i < engine->config.max_links; i++) {
         engine->links[i].state = TD_XFER_LINK_CLOSED;
         engine->links[i].engine = engine;
+        engine->links[i].fill = TD_STAGE_NONE;
         TD_SET(engine->link_shared[i].state, (uint32_t)TD_XFER_LINK_CLOSED);
     }
     return td_ucx_handle(&engine->ucx, TD_WIRE_WELCOME, on_welcome, engine, err);

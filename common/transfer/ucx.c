@@ -14,7 +14,7 @@
 struct td_ucx_send {
     unsigned char header[TD_WIRE_HEADER_BYTES];
     td_ucx *ucx;
-    uint32_t *n_out;
+    uint32_t *n_out, *n_data_out;
     td_ucx_send *next; /* in the free list */
 };
 
@@ -383,6 +383,8 @@ static void finish_send(td_ucx_send *send)
     td_ucx *ucx = send->ucx;
     if (send->n_out != NULL)
         --*send->n_out;
+    if (send->n_data_out != NULL)
+        --*send->n_data_out;
     send->next = ucx->free_sends;
     ucx->free_sends = send;
     ucx->n_sending--;
@@ -405,8 +407,11 @@ td_status td_ucx_send_message(td_ucx *ucx, ucp_ep_h ep, const td_ucx_message *ms
     ucx->n_sending++;
     memcpy(send->header, msg->header, msg->n_header_bytes);
     send->n_out = msg->n_out;
+    send->n_data_out = msg->n_data_out;
     if (send->n_out != NULL)
         ++*send->n_out;
+    if (send->n_data_out != NULL)
+        ++*send->n_data_out;
     ucp_request_param_t param = {
         .op_attr_mask =
             UCP_OP_ATTR_FIELD_FLAGS | UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA,

@@ -51,8 +51,9 @@ typedef struct {
     size_t n_header_bytes; /* copied */
     const void *data;      /* stays until the message is out; NULL: none */
     size_t n_data_bytes;
-    uint32_t *n_out; /* NULL, or counts this message while it is under way */
-    int reply;       /* 1: the receiver learns the endpoint */
+    uint32_t *n_out;      /* NULL, or counts this message while it is under way */
+    uint32_t *n_data_out; /* the same, beside it */
+    int reply;            /* 1: the receiver learns the endpoint */
 } td_ucx_message;
 
 /* Zeroed *ucx. TD_CONFIG: this machine cannot do what is asked. */

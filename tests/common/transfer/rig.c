@@ -1,8 +1,10 @@
 #include "tests/common/transfer/rig.h"
 
 #include "common/base/clock.h"
+#include "tests/common/transfer/lagging_device.h"
 #include "tests/td_test.h"
 
+#include <stdlib.h>
 #include <time.h>
 
 #define PATTERN 0xa7
@@ -21,6 +23,14 @@ void rig_init(rig *r, const char *transport)
         (td_xfer_region){calloc(PEER_BLOBS, PEER_BLOB_BYTES), PEER_BLOB_BYTES, PEER_BLOBS, 0};
     r->config.regions = r->regions;
     r->config.n_regions = 2;
+    const char *n_polls = getenv("XFER_TEST_RING");
+    if (n_polls != NULL) {
+        r->device = lagging_device_open((uint32_t)atoi(n_polls), 0);
+        r->config.device = r->device;
+        r->config.device_regions = 1;
+        r->config.path = TD_XFER_RING;
+        r->config.max_links = 8;
+    }
     r->expected =
         (td_xfer_region){malloc((size_t)PEER_SLOTS * PEER_STRIDE), PEER_STRIDE, PEER_SLOTS, 0};
     TD_TRUE(r->regions[0].base != NULL && r->regions[1].base != NULL && r->expected.base != NULL);
@@ -32,6 +42,7 @@ void rig_init(rig *r, const char *transport)
 void rig_open(rig *r)
 {
     td_err err;
+    r->config.ring_bytes = (r->config.max_links + 1) * (256ULL << 10); /* far less than the pages */
     if (td_xfer_create(&r->config, &r->xfer, &err) != TD_OK)
         fail_msg("%s", err.text);
 }
@@ -39,6 +50,7 @@ void rig_open(rig *r)
 void rig_close(rig *r)
 {
     td_xfer_destroy(r->xfer);
+    lagging_device_close(r->device);
     free(r->regions[0].base);
     free(r->regions[1].base);
     free(r->expected.base);
