@@ -21,7 +21,7 @@ struct td_ucx_send {
 /* What we set, whatever the environment says. tcp is among the transports of AUTO and SHM because
  * UCX's connection manager speaks it, also between processes that then share memory. */
 static const struct {
-    const char *name, *value;
+    const char *name, *value; /* since 1.20 or so some names want their transport's in front */
 } options[] = {
     {"SOCKADDR_TLS_PRIORITY", "tcp"}, /* connections are made over plain sockets, not rdmacm */
     {"CM_REUSEADDR", "y"},            /* a restarted daemon gets its port back at once */
@@ -67,7 +67,12 @@ static void quieten(void)
 
 static td_status set_option(ucp_config_t *config, const char *name, const char *value, td_err *err)
 {
+    char with_tcp[64];
     ucs_status_t status = ucp_config_modify(config, name, value);
+    if (status != UCS_OK) {
+        snprintf(with_tcp, sizeof(with_tcp), "TCP_%s", name);
+        status = ucp_config_modify(config, with_tcp, value);
+    }
     if (status != UCS_OK)
         return td_fail(err, TD_CONFIG, "ucx: option %s=%s: %s", name, value,
                        ucs_status_string(status));
