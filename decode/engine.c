@@ -442,9 +442,9 @@ td_kv_slab *td_decode_engine_slab(td_decode_engine *e)
     return &e->rank.slab;
 }
 
-td_device *td_decode_engine_device(td_decode_engine *e)
+td_rank *td_decode_engine_rank(td_decode_engine *e)
 {
-    return e->rank.device;
+    return &e->rank;
 }
 
 unsigned char *td_decode_engine_blobs(td_decode_engine *e)

@@ -38,7 +38,7 @@ const td_model_config *td_decode_engine_config(const td_decode_engine *engine);
 const td_kv_layout *td_decode_engine_layout(const td_decode_engine *engine);
 const td_fingerprint *td_decode_engine_fingerprint(const td_decode_engine *engine); /* once ready */
 td_kv_slab *td_decode_engine_slab(td_decode_engine *engine);                        /* once ready */
-td_device *td_decode_engine_device(td_decode_engine *engine);                       /* once ready */
+td_rank *td_decode_engine_rank(td_decode_engine *engine);                           /* once ready */
 unsigned char *
 td_decode_engine_blobs(td_decode_engine *engine); /* [max-requests, blob_bytes] by slot */
 size_t td_decode_engine_blob_bytes(const td_decode_engine *engine);

@@ -96,6 +96,20 @@ td_status td_rank_take_page(const td_rank *rank, const td_rank *from, uint32_t p
                           from->slab.base + at, stride);
 }
 
+td_status td_rank_page_crc(void *arg, td_stream *stream, const int32_t *pages, uint32_t n,
+                           uint64_t offset, uint64_t n_bytes, uint32_t *crc)
+{
+    const td_rank *rank = arg;
+    td_page_crc_args args = {.base = rank->slab.base,
+                             .pages = pages,
+                             .crc = crc,
+                             .page_stride = rank->slab.page_stride,
+                             .offset = offset,
+                             .n_bytes = n_bytes,
+                             .n = (int)n};
+    return rank->ops->page_crc(&args, stream);
+}
+
 td_engine_config td_rank_engine(const td_rank *rank, const td_kv_layout *layout, td_comm *comm)
 {
     return (td_engine_config){

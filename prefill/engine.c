@@ -66,6 +66,8 @@ static td_status open_xfers(td_prefill_engine *e, td_err *err)
         };
         td_xfer_config conf;
         char listen[272];
+        if (w->kv_path == TD_XFER_DIRECT && !td_device_is_gpu(e->ranks[r].self.device))
+            return td_fail(err, TD_CONFIG, "kv-path direct is for pages in GPU memory");
         td_xfer_config_init(&conf);
         conf.listen = td_kv_rank_addr(&e->conf.kv_listen, r, listen);
         conf.transport = (td_xfer_transport)w->transport;
@@ -80,6 +82,8 @@ static td_status open_xfers(td_prefill_engine *e, td_err *err)
         conf.device = e->ranks[r].self.device;
         conf.device_regions = 1U << TD_XFER_PAGES;
         conf.path = (td_xfer_path)w->kv_path;
+        conf.crc = td_rank_page_crc;
+        conf.crc_arg = &e->ranks[r].self;
         conf.ring_bytes = (uint64_t)w->kv_ring_mib << 20;
         td_status st = td_xfer_create(&conf, &e->xfers[r], err);
         if (st != TD_OK)

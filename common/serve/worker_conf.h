@@ -55,9 +55,10 @@ static inline uint32_t td_worker_max_streams(const td_worker_conf *conf)
             "how KV pages travel; auto: shared memory within a host, RDMA between hosts"),         \
         TD_CONF_FIELD(strct, "allow-tcp", m.allow_tcp, BOOL, "false", NULL, NULL,                  \
                       "transport auto may end on tcp"),                                            \
-        TD_CONF_FIELD(strct, "kv-path", m.kv_path, ENUM, "auto", "auto|ring", NULL,                \
-                      "how KV pages get out of and into the device's memory; ring: through "       \
-                      "page-locked host memory; auto: in place on the CPU, otherwise ring"),       \
+        TD_CONF_FIELD(strct, "kv-path", m.kv_path, ENUM, "auto", "auto|ring|direct", NULL,         \
+                      "how KV pages leave and enter device memory; ring: through page-locked "     \
+                      "host memory; direct: by UCX, or it is an error; auto: direct where UCX "    \
+                      "reaches GPU memory, in place on the CPU"),                                  \
         TD_CONF_FIELD(strct, "kv-ring", m.kv_ring_mib, U32, "256", "1", "65536",                   \
                       "MiB of page-locked host memory for the ring of each rank"),                 \
         TD_CONF_FIELD(strct, "kv-listen", m.kv_listen, STR, "", NULL, NULL,                        \

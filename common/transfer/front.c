@@ -56,6 +56,9 @@ static td_status check_config(const td_xfer_config *c, td_err *err)
             return td_fail(err, TD_CONFIG, "transfer: region %u has slots of 4 GiB and more", i);
     if (c->device_regions >> c->n_regions != 0 || (c->device_regions != 0 && c->device == NULL))
         return td_fail(err, TD_CONFIG, "transfer: regions of no device");
+    if (c->path == TD_XFER_DIRECT && (c->device_regions != 1 || (c->verify && c->crc == NULL)))
+        return td_fail(err, TD_CONFIG,
+                       "transfer: direct is for region 0 of a device, checked there");
     if (c->max_links == 0 || c->max_links > 4096 || c->max_readers == 0 || c->max_readers > 4096 ||
         c->max_jobs == 0 || c->max_jobs > 65536 || c->max_pages == 0 || c->max_pages > (1U << 24) ||
         c->gets_per_link == 0 || c->gets_per_link > TD_WIRE_MAX_PULLS)
@@ -254,7 +257,9 @@ const unsigned char *td_xfer_descriptor(const td_xfer *xfer, size_t *n_bytes)
 
 const char *td_xfer_kv_path(const td_xfer *xfer)
 {
-    return td_is_staged(&xfer->engine, TD_XFER_PAGES) ? "ring" : "in-place";
+    if (!td_is_staged(&xfer->engine, TD_XFER_PAGES))
+        return "in-place";
+    return xfer->engine.is_direct ? "direct" : "ring";
 }
 
 void td_xfer_publish(td_xfer *xfer, uint32_t region, uint32_t slot, uint32_t generation,

@@ -133,6 +133,7 @@ typedef struct {
     uint64_t offset, n_bytes;
     int64_t deadline_ns, began_ns;
     uint32_t n_pages, n_done, n_refetched, n_out; /* n_out: gets under way */
+    uint32_t n_laying;
     uint64_t n_bytes_done;
     uint32_t first_page, cursor; /* list of all pages; the next one never asked for */
     uint32_t again;              /* list of pages to ask for again */
@@ -153,6 +154,14 @@ typedef struct {
 typedef struct {
     int live;
     int stalled; /* fault: what arrives for it is swallowed */
+    /* UCX fetches its range, or it is being checked where it lies. Its slot is not used again, its
+     * page not fetched again, and its job's event not sent before that is over. */
+    int is_laying, is_wanted_again;
+    int is_forgotten;         /* within td_direct_forget() */
+    struct td_engine *engine; /* for UCX's callback */
+    uint8_t flip;             /* fault: its checksum is to be wrong */
+    uint32_t attempt;         /* of the link, when it was asked */
+    uint32_t next_to_check;
     uint32_t generation;
     uint32_t link, job, page;
     uint64_t n_got;
@@ -174,7 +183,7 @@ typedef struct {
     int same_host;
     char peer[TD_XFER_PEER_BYTES];
     td_wire_reader reader; /* what the source calls us */
-    int is_shm;
+    int is_shm, is_direct; /* direct: ranges are fetched from memory to memory */
     uint32_t piece_bytes;
     uint32_t queue_head, queue_tail; /* jobs with something to ask for, served in turn */
     uint32_t n_out;                  /* gets under way */
@@ -199,6 +208,7 @@ typedef struct {
     uint32_t region, slot, generation, piece_bytes;
     uint64_t offset, n_bytes, n_sent;
     uint64_t n_staged; /* of a device's region: on its way into the ring, or there, or sent */
+    int is_direct;     /* it goes as one rendezvous */
 } td_pull;
 
 /* Somebody who reads from here. */
@@ -217,6 +227,17 @@ typedef struct {
     uint32_t first_pull, n_pulls; /* ring */
     td_pull pulls[TD_WIRE_MAX_PULLS];
 } td_reader;
+
+/* Ranges of one job that were fetched into a device's pages and are being checked there. */
+#define TD_CHECKS 8U
+#define TD_CHECK_RANGES 64U
+typedef struct {
+    td_event *done;
+    int32_t *slots; /* [TD_CHECK_RANGES] page-locked */
+    uint32_t *crc;  /* [TD_CHECK_RANGES] page-locked */
+    uint32_t n;     /* 0: free */
+    uint32_t gets[TD_CHECK_RANGES];
+} td_check;
 
 typedef struct td_engine {
     td_ucx ucx;
@@ -254,6 +275,12 @@ typedef struct td_engine {
     uint32_t n_attempts;
     td_stage stage;
     uint32_t n_ending; /* jobs, of all links */
+    int is_direct;     /* UCX reaches the memory of the device's regions */
+    td_stream *check_stream;
+    void *check_memory;
+    td_check checks[TD_CHECKS];
+    uint32_t first_to_check, last_to_check; /* gets that were fetched, in order */
+    uint32_t n_laying, n_checking;          /* gets; checks that are not free */
 
     td_xfer_fault fault;
     uint32_t fault_seen;
@@ -312,6 +339,26 @@ unsigned td_job_pump(td_engine *engine, td_link *link);    /* asks for pages whi
 void td_job_requeue_all(td_engine *engine, td_link *link); /* its gets are void; ask again */
 void td_job_timers(td_engine *engine);
 unsigned td_job_settle(td_engine *engine); /* events of jobs whose last copies are over */
+
+/* What others do to a get: see job.c. */
+td_get *td_get_find(td_engine *engine, uint64_t id, uint32_t link);
+unsigned char *td_get_page(const td_engine *engine, const td_get *get); /* where its range lies */
+void td_get_finish(td_engine *engine, td_get *get); /* n_got and crc32c are its range's */
+void td_get_laid(td_engine *engine, td_get *get);   /* fetching and checking are over */
+void td_get_again(td_engine *engine, td_get *get);  /* given up, and its page asked for again */
+/* The fault that a test asked for, as a range begins to arrive; bytes NULL: they cannot be changed
+ * here. 1: what came is swallowed. */
+int td_get_fault(td_engine *engine, td_link *link, td_get *get, unsigned char *bytes);
+void td_link_acknowledge(td_engine *engine, td_link *link, size_t n_bytes);
+
+/* direct.c */
+td_status td_direct_open(td_engine *engine, td_err *err);
+void td_direct_close(td_engine *engine); /* zeroed or half-open is fine */
+/* A rendezvous for this get has arrived; what the handler returns. */
+ucs_status_t td_direct_fetch(td_engine *engine, td_link *link, td_get *get, void *data,
+                             size_t n_bytes);
+unsigned td_direct_tend(td_engine *engine); /* begins checks, and ends those that are over */
+void td_direct_forget(td_engine *engine);   /* the worker is gone, and what it fetched */
 
 /* serve.c */
 td_status td_serve_init_all(td_engine *engine, td_err *err);

@@ -85,7 +85,7 @@ static uint64_t get_id(const td_engine *engine, const td_get *get)
     return (uint64_t)get->generation << 32 | (uint64_t)(get - engine->gets);
 }
 
-static td_get *find_get(td_engine *engine, uint64_t id, uint32_t link)
+td_get *td_get_find(td_engine *engine, uint64_t id, uint32_t link)
 {
     uint32_t slot = (uint32_t)id;
     if (slot >= engine->n_gets)
@@ -105,6 +105,12 @@ static void empty_fill(td_engine *engine, td_link *link, void *to)
         td_stage_let_go(&engine->stage, slot);
 }
 
+static void free_slot(td_engine *engine, td_get *get)
+{
+    get->next_free = engine->free_get;
+    engine->free_get = (uint32_t)(get - engine->gets);
+}
+
 /* After this, whatever arrives for the get is dropped. */
 static void free_get(td_engine *engine, td_get *get)
 {
@@ -116,8 +122,8 @@ static void free_get(td_engine *engine, td_get *get)
     engine->jobs[get->job].n_out--;
     link->n_out--;
     TD_SET(engine->link_shared[get->link].n_in_flight, link->n_out);
-    get->next_free = engine->free_get;
-    engine->free_get = (uint32_t)(get - engine->gets);
+    if (!get->is_laying)
+        free_slot(engine, get);
 }
 
 /* Tells the source that it need not go on; if that cannot be sent it goes on for nothing. */
@@ -145,6 +151,29 @@ static void fetch_again(td_engine *engine, td_job *job, uint32_t page)
     enqueue(engine, job);
 }
 
+/* A page into which something may still be laid waits for its end. */
+void td_get_again(td_engine *engine, td_get *get)
+{
+    td_job *job = &engine->jobs[get->job];
+    get->is_wanted_again = get->is_laying;
+    give_up_get(engine, get);
+    if (!get->is_laying)
+        fetch_again(engine, job, get->page);
+}
+
+void td_get_laid(td_engine *engine, td_get *get)
+{
+    td_job *job = &engine->jobs[get->job];
+    get->is_laying = 0;
+    job->n_laying--;
+    engine->n_laying--;
+    if (get->live)
+        return;
+    if (get->is_wanted_again && !job->ending)
+        fetch_again(engine, job, get->page);
+    free_slot(engine, get);
+}
+
 static td_status ask(td_engine *engine, td_link *link, td_job *job, uint32_t page)
 {
     td_get *get = &engine->gets[engine->free_get];
@@ -159,6 +188,7 @@ static td_status ask(td_engine *engine, td_link *link, td_job *job, uint32_t pag
         .n_bytes = job->n_bytes,
         .piece_bytes = link->piece_bytes,
         .generation = engine->pages[page].generation,
+        .is_direct = link->is_direct && td_is_staged(engine, job->region),
     };
     td_ucx_message msg = {.id = TD_WIRE_PULL, .header = &pull, .n_header_bytes = sizeof(pull)};
     td_status st = td_ucx_send_message(&engine->ucx, link->ep, &msg);
@@ -166,7 +196,9 @@ static td_status ask(td_engine *engine, td_link *link, td_job *job, uint32_t pag
         return st;
     engine->free_get = next_free;
     get->live = 1;
-    get->stalled = 0;
+    get->stalled = get->is_laying = get->is_wanted_again = 0;
+    get->flip = 0;
+    get->attempt = link->attempt;
     get->link = link->handle.slot;
     get->job = slot_of(engine, job);
     get->page = page;
@@ -184,7 +216,8 @@ static td_status ask(td_engine *engine, td_link *link, td_job *job, uint32_t pag
 unsigned td_job_pump(td_engine *engine, td_link *link)
 {
     unsigned n = 0;
-    while (link->queue_head != TD_NONE && link->n_out < engine->config.gets_per_link) {
+    while (link->queue_head != TD_NONE && link->n_out < engine->config.gets_per_link &&
+           engine->free_get != TD_NONE) {
         td_job *job = &engine->jobs[link->queue_head];
         uint32_t page = job->again != TD_NONE ? job->again : job->cursor;
         td_status st = ask(engine, link, job, page);
@@ -211,9 +244,7 @@ void td_job_requeue_all(td_engine *engine, td_link *link)
         td_get *get = &engine->gets[i];
         if (!get->live || get->link != link->handle.slot)
             continue;
-        td_job *job = &engine->jobs[get->job];
-        give_up_get(engine, get);
-        fetch_again(engine, job, get->page);
+        td_get_again(engine, get);
     }
 }
 
@@ -337,7 +368,7 @@ static void tell_end(td_engine *engine, td_job *job)
 static int settle(td_engine *engine, td_job *job)
 {
     if (td_is_staged(engine, job->region)) {
-        if (engine->stage.n_in_over < job->n_settled)
+        if (job->n_laying > 0 || engine->stage.n_in_over < job->n_settled)
             return 0;
         if (engine->stage.failed && job->end_status == TD_OK) {
             job->end_status = TD_CUDA;
@@ -424,19 +455,21 @@ void td_job_timers(td_engine *engine)
             td_engine_timer(engine, get->moved_ns + stall_ns);
             continue;
         }
-        td_job *job = &engine->jobs[get->job];
-        give_up_get(engine, get);
-        fetch_again(engine, job, get->page);
+        td_link *link = &engine->links[get->link];
+        if (!get->is_laying)
+            td_get_again(engine, get);
+        else if (link->ep != NULL && link->broken == NULL)
+            link->broken = "a range is fetched for too long"; /* closing the endpoint ends it */
     }
 }
 
 /* ---- what arrives ---- */
 
-/* The fault that a test asked for, as the first piece of a range arrives. 1: the piece is
- * swallowed. */
-static int apply_fault(td_engine *engine, td_link *link, td_get *get, unsigned char *bytes)
+int td_get_fault(td_engine *engine, td_link *link, td_get *get, unsigned char *bytes)
 {
     td_xfer_fault *fault = &engine->fault;
+    if (bytes == NULL)
+        bytes = &get->flip;
     switch (fault->kind) {
     case TD_XFER_FAULT_NONE: return 0;
     case TD_XFER_FAULT_DAMAGE:
@@ -531,7 +564,7 @@ static void judge_damaged(td_engine *engine, const td_get *done, td_job *job, td
 }
 
 /* All bytes of a page's range are there. */
-static void finish_get(td_engine *engine, td_get *get)
+void td_get_finish(td_engine *engine, td_get *get)
 {
     const td_get done = *get;
     td_job *job = &engine->jobs[get->job];
@@ -551,7 +584,7 @@ static void finish_get(td_engine *engine, td_get *get)
         td_job_end(engine, job, TD_OK, "ok");
 }
 
-static void acknowledge(td_engine *engine, td_link *link, size_t n_bytes)
+void td_link_acknowledge(td_engine *engine, td_link *link, size_t n_bytes)
 {
     link->n_unacked_bytes += n_bytes;
     if (link->n_unacked_bytes < ACK_BYTES || link->broken != NULL)
@@ -562,7 +595,7 @@ static void acknowledge(td_engine *engine, td_link *link, size_t n_bytes)
         link->n_unacked_bytes = 0;
 }
 
-static unsigned char *page_bytes(const td_engine *engine, const td_get *get)
+unsigned char *td_get_page(const td_engine *engine, const td_get *get)
 {
     const td_job *job = &engine->jobs[get->job];
     const td_xfer_region *region = &engine->regions[job->region];
@@ -578,10 +611,10 @@ static unsigned char *fill_bytes(td_engine *engine, td_link *link, const td_get 
     uint64_t id = get_id(engine, get);
     if (link->fill != TD_STAGE_NONE) {
         const td_stage_slot *slot = &engine->stage.slots[link->fill];
-        td_get *other = find_get(engine, slot->get_id, link->handle.slot);
+        td_get *other = td_get_find(engine, slot->get_id, link->handle.slot);
         if (slot->get_id != id || slot->n_bytes + n_bytes > TD_STAGE_BYTES)
             empty_fill(engine, link,
-                       other != NULL ? page_bytes(engine, other) + link->fill_at : NULL);
+                       other != NULL ? td_get_page(engine, other) + link->fill_at : NULL);
     }
     if (link->fill == TD_STAGE_NONE) {
         link->fill = td_stage_take_reader(&engine->stage);
@@ -598,9 +631,9 @@ static void lay_down(td_engine *engine, td_link *link, td_get *get, const void *
     td_job *job = &engine->jobs[get->job];
     int staged = td_is_staged(engine, job->region);
     unsigned char *at =
-        staged ? fill_bytes(engine, link, get, n_bytes) : page_bytes(engine, get) + get->n_got;
+        staged ? fill_bytes(engine, link, get, n_bytes) : td_get_page(engine, get) + get->n_got;
     memcpy(at, data, n_bytes);
-    if (get->n_got == 0 && apply_fault(engine, link, get, at))
+    if (get->n_got == 0 && td_get_fault(engine, link, get, at))
         return;
     if (engine->config.verify) /* of what stands in the page, or is copied there */
         get->crc32c = td_crc32c(get->crc32c, at, n_bytes);
@@ -609,9 +642,9 @@ static void lay_down(td_engine *engine, td_link *link, td_get *get, const void *
     get->n_got += n_bytes;
     get->moved_ns = engine->now_ns;
     if (staged && get->n_got == job->n_bytes)
-        empty_fill(engine, link, page_bytes(engine, get) + link->fill_at);
+        empty_fill(engine, link, td_get_page(engine, get) + link->fill_at);
     if (get->n_got == job->n_bytes)
-        finish_get(engine, get);
+        td_get_finish(engine, get);
 }
 
 static td_link *find_link(td_engine *engine, td_wire_link id)
@@ -630,7 +663,7 @@ static ucs_status_t on_data(void *arg, const void *header, size_t n_header_bytes
     td_engine *engine = arg;
     td_wire_data msg;
     engine->n_messages++;
-    if (n_header_bytes != sizeof(msg) || (param->recv_attr & UCP_AM_RECV_ATTR_FLAG_RNDV))
+    if (n_header_bytes != sizeof(msg))
         return UCS_OK;
     memcpy(&msg, header, sizeof(msg));
     td_link *link = find_link(engine, msg.link);
@@ -638,11 +671,14 @@ static ucs_status_t on_data(void *arg, const void *header, size_t n_header_bytes
         return UCS_OK; /* of an older connection */
     link->moved_ns = engine->now_ns;
     count_bytes(engine, link, n_data_bytes);
-    acknowledge(engine, link, n_data_bytes);
-    td_get *get = find_get(engine, msg.get_id, msg.link.link);
+    int is_fetched = (param->recv_attr & UCP_AM_RECV_ATTR_FLAG_RNDV) != 0;
+    td_get *get = td_get_find(engine, msg.get_id, msg.link.link);
+    if (get != NULL && !get->stalled && is_fetched && msg.at == 0)
+        return td_direct_fetch(engine, link, get, data, n_data_bytes);
+    td_link_acknowledge(engine, link, n_data_bytes);
     if (get == NULL || get->stalled)
         return UCS_OK; /* of a job that ended */
-    if (n_data_bytes == 0 || msg.at != get->n_got ||
+    if (n_data_bytes == 0 || is_fetched || get->is_laying || msg.at != get->n_got ||
         n_data_bytes > engine->jobs[get->job].n_bytes - get->n_got)
         link->broken = "the peer sent a piece out of order or too long";
     else
@@ -661,7 +697,7 @@ static ucs_status_t on_refuse(void *arg, const void *header, size_t n_header_byt
         return UCS_OK;
     memcpy(&msg, header, sizeof(msg));
     td_link *link = find_link(engine, msg.link);
-    td_get *get = link != NULL ? find_get(engine, msg.get_id, msg.link.link) : NULL;
+    td_get *get = link != NULL ? td_get_find(engine, msg.get_id, msg.link.link) : NULL;
     if (get == NULL)
         return UCS_OK;
     char name[TD_XFER_PEER_BYTES + 24], what[80];

@@ -263,10 +263,28 @@ const char *td_link_judge_transport(const td_xfer_config *config, int same_host,
     return is_tcp ? "no RDMA between these hosts, and tcp is not allowed" : NULL;
 }
 
+/* Where nothing fetches from memory to memory UCX would emulate it with messages, and these do not
+ * bear a reader's death (docs/protocol.md, Why not ucp_get). Host memory is for tests. */
+static int may_fetch(const td_engine *engine, const char *fetcher)
+{
+    return fetcher[0] != '\0' || !td_device_is_gpu(engine->config.device);
+}
+
+/* The transport as it is shown: "posix", "posix+cuda_ipc". */
+static void tell_up(td_engine *engine, const td_link *link, const char *transport,
+                    const char *fetcher)
+{
+    char text[TD_XFER_TRANSPORT_BYTES];
+    int is_both = link->is_direct && fetcher[0] != '\0' && strcmp(transport, fetcher) != 0;
+    snprintf(text, sizeof(text), "%.15s%s%.14s", transport, is_both ? "+" : "",
+             is_both ? fetcher : "");
+    push_event(engine, link, TD_XFER_LINK_UP, TD_OK, text);
+}
+
 static void take_answer(td_engine *engine, td_link *link)
 {
     const td_wire_welcome *answer = &link->welcome;
-    char transport[TD_XFER_TRANSPORT_BYTES];
+    char transport[TD_XFER_TRANSPORT_BYTES], fetcher[TD_XFER_TRANSPORT_BYTES];
     char text[256];
     link->welcomed = 0;
     if (answer->status != TD_OK) {
@@ -277,8 +295,11 @@ static void take_answer(td_engine *engine, td_link *link)
         go_down(engine, link, TD_PEER_LOST, text);
         return;
     }
-    td_ucx_transport(link->ep, transport);
+    td_ucx_transport(link->ep, transport, fetcher);
     const char *wrong = td_link_judge_transport(&engine->config, link->same_host, transport);
+    link->is_direct = engine->is_direct && may_fetch(engine, fetcher);
+    if (wrong == NULL && !link->is_direct && engine->config.path == TD_XFER_DIRECT)
+        wrong = "direct was asked for, and there is neither cuda_ipc nor RDMA between us";
     if (wrong != NULL) {
         snprintf(text, sizeof(text), "UCX connected over %s: %s", transport, wrong);
         go_down(engine, link, TD_UNSUPPORTED, text);
@@ -292,7 +313,7 @@ static void take_answer(td_engine *engine, td_link *link)
     TD_SET(engine->link_shared[link->handle.slot].answer_ns, engine->now_ns - link->attempt_ns);
     enter(engine, link, TD_XFER_LINK_READY);
     if (is_new)
-        push_event(engine, link, TD_XFER_LINK_UP, TD_OK, transport);
+        tell_up(engine, link, transport, fetcher);
 }
 
 unsigned td_link_tend(td_engine *engine)

@@ -243,6 +243,7 @@ static ucs_status_t on_pull(void *arg, const void *header, size_t n_header_bytes
         .piece_bytes = msg.piece_bytes,
         .offset = msg.offset,
         .n_bytes = msg.n_bytes,
+        .is_direct = engine->is_direct && msg.is_direct && td_is_staged(engine, msg.region),
     };
     return UCS_OK;
 }
@@ -299,6 +300,11 @@ static const unsigned char *pull_bytes(const td_engine *engine, const td_pull *p
     return (const unsigned char *)region->base + pull->slot * region->stride + pull->offset;
 }
 
+static int goes_by_ring(const td_engine *engine, const td_pull *pull)
+{
+    return td_is_staged(engine, pull->region) && !pull->is_direct;
+}
+
 /* Room in its window for another slot's bytes: whoever takes nothing holds TD_STAGE_READER_SLOTS at
  * most. */
 static int may_stage(const td_reader *reader)
@@ -312,8 +318,7 @@ static void stage_ahead(td_engine *engine, td_reader *reader)
 {
     for (uint32_t i = 0; i < reader->n_pulls && may_stage(reader); i++) {
         td_pull *pull = &reader->pulls[(reader->first_pull + i) % TD_WIRE_MAX_PULLS];
-        while (td_is_staged(engine, pull->region) && pull->n_staged < pull->n_bytes &&
-               may_stage(reader)) {
+        while (goes_by_ring(engine, pull) && pull->n_staged < pull->n_bytes && may_stage(reader)) {
             uint64_t n_left = pull->n_bytes - pull->n_staged;
             uint32_t n_bytes = n_left < TD_STAGE_BYTES ? (uint32_t)n_left : TD_STAGE_BYTES;
             uint32_t slot = td_stage_take_source(&engine->stage);
@@ -335,7 +340,7 @@ static void stage_ahead(td_engine *engine, td_reader *reader)
 /* Its next bytes stand where they can be sent from. */
 static int is_ready(td_engine *engine, const td_reader *reader, const td_pull *pull)
 {
-    if (!td_is_staged(engine, pull->region))
+    if (!goes_by_ring(engine, pull))
         return 1;
     return reader->staged != TD_STAGE_NONE && td_stage_is_ready(&engine->stage, reader->staged);
 }
@@ -353,10 +358,9 @@ static void next_staged(td_engine *engine, td_reader *reader)
 
 static td_status send_piece(td_engine *engine, td_reader *reader, td_pull *pull)
 {
-    td_stage_slot *slot =
-        td_is_staged(engine, pull->region) ? &engine->stage.slots[reader->staged] : NULL;
+    td_stage_slot *slot = goes_by_ring(engine, pull) ? &engine->stage.slots[reader->staged] : NULL;
     uint64_t n_left = slot != NULL ? slot->n_bytes - slot->n_sent : pull->n_bytes - pull->n_sent;
-    uint64_t n_bytes = n_left < pull->piece_bytes ? n_left : pull->piece_bytes;
+    uint64_t n_bytes = n_left < pull->piece_bytes || pull->is_direct ? n_left : pull->piece_bytes;
     td_wire_data header = {.link = reader->link, .get_id = pull->get_id, .at = pull->n_sent};
     td_ucx_message msg = {
         .id = TD_WIRE_DATA,
@@ -366,6 +370,8 @@ static td_status send_piece(td_engine *engine, td_reader *reader, td_pull *pull)
         .n_data_bytes = (size_t)n_bytes,
         .n_out = &reader->n_out,
         .n_data_out = slot != NULL ? &slot->n_out : NULL,
+        .rendezvous = pull->is_direct,
+        .is_gpu = pull->is_direct && td_device_is_gpu(engine->config.device),
     };
     if (slot != NULL && engine->stage.failed)
         return TD_CUDA;
@@ -390,8 +396,11 @@ static void drop_first(td_reader *reader)
 static unsigned serve(td_engine *engine, td_reader *reader)
 {
     unsigned n = 0;
-    while (n < BURST && reader->n_pulls > 0 && reader->n_window_bytes < TD_WIRE_WINDOW_BYTES) {
+    while (n < BURST && reader->n_pulls > 0) {
         td_pull *pull = &reader->pulls[reader->first_pull];
+        if (reader->n_window_bytes >=
+            (pull->is_direct ? TD_WIRE_DIRECT_WINDOW_BYTES : TD_WIRE_WINDOW_BYTES))
+            break;
         stage_ahead(engine, reader);
         if (!is_ready(engine, reader, pull))
             break;

@@ -156,6 +156,29 @@ void lagging_device_close(td_device *device)
     free(device);
 }
 
+/* arg: the td_xfer_region; it is host memory, after all. */
+static td_status crc(void *arg, td_stream *stream, const int32_t *slots, uint32_t n,
+                     uint64_t offset, uint64_t n_bytes, uint32_t *out)
+{
+    (void)stream;
+    for (uint32_t i = 0; i < n; i++)
+        out[i] = td_xfer_range_crc(arg, (uint32_t)slots[i], offset, n_bytes);
+    return TD_OK;
+}
+
+td_device *lagging_device_from_environment(td_xfer_config *config)
+{
+    const char *n_polls = getenv("XFER_TEST_RING");
+    if (n_polls == NULL)
+        return NULL;
+    config->device = lagging_device_open((uint32_t)atoi(n_polls), 0);
+    config->device_regions = 1;
+    config->path = getenv("XFER_TEST_DIRECT") != NULL ? TD_XFER_DIRECT : TD_XFER_RING;
+    config->crc = crc;
+    config->crc_arg = (void *)(uintptr_t)&config->regions[0];
+    return config->device;
+}
+
 uint64_t lagging_device_copies(const td_device *device)
 {
     return atomic_load(&((const lagging_device *)(const void *)device)->n_copies);

@@ -4,7 +4,6 @@
 #include "tests/common/transfer/lagging_device.h"
 #include "tests/td_test.h"
 
-#include <stdlib.h>
 #include <time.h>
 
 #define PATTERN 0xa7
@@ -23,14 +22,9 @@ void rig_init(rig *r, const char *transport)
         (td_xfer_region){calloc(PEER_BLOBS, PEER_BLOB_BYTES), PEER_BLOB_BYTES, PEER_BLOBS, 0};
     r->config.regions = r->regions;
     r->config.n_regions = 2;
-    const char *n_polls = getenv("XFER_TEST_RING");
-    if (n_polls != NULL) {
-        r->device = lagging_device_open((uint32_t)atoi(n_polls), 0);
-        r->config.device = r->device;
-        r->config.device_regions = 1;
-        r->config.path = TD_XFER_RING;
+    r->device = lagging_device_from_environment(&r->config);
+    if (r->device != NULL)
         r->config.max_links = 8;
-    }
     r->expected =
         (td_xfer_region){malloc((size_t)PEER_SLOTS * PEER_STRIDE), PEER_STRIDE, PEER_SLOTS, 0};
     TD_TRUE(r->regions[0].base != NULL && r->regions[1].base != NULL && r->expected.base != NULL);

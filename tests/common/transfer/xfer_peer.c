@@ -51,12 +51,8 @@ static td_xfer *open_xfer(const char *transport, const char *incarnation, const 
     config.listen = listen;
     config.regions = regions;
     config.n_regions = 2;
-    const char *n_polls = getenv("XFER_TEST_RING");
-    if (n_polls != NULL) {
-        device = lagging_device_open((uint32_t)atoi(n_polls), 0);
-        config.device = device;
-        config.device_regions = 1;
-        config.path = TD_XFER_RING;
+    device = lagging_device_from_environment(&config);
+    if (device != NULL) {
         config.max_readers = 12;
         config.max_links = 1;
         config.ring_bytes = served ? 12ULL << 20 : 512ULL << 10; /* no byte more than needed */
