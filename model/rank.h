@@ -48,8 +48,8 @@ td_status td_rank_open_page(td_rank *rank, uint32_t page, td_err *err);
  * other's page has to be there by now; until my stream has passed it, that page may not change. */
 td_status td_rank_take_page(const td_rank *rank, const td_rank *from, uint32_t page);
 /* Begins to compute, on any of the device's streams, the CRC32C of a range of each of n pages.
- * pages and crc: memory that the device reaches, page-locked host memory for one. rank: a td_rank;
- * made to be called back by the transfer layer. */
+ * pages and crc: the device's memory. rank: a td_rank; made to be called back by the transfer
+ * layer. */
 td_status td_rank_page_crc(void *rank, td_stream *stream, const int32_t *pages, uint32_t n,
                            uint64_t offset, uint64_t n_bytes, uint32_t *crc);
 /* Threads of each of n ranks when n_threads (0: all CPUs of this process) serve all of them; at

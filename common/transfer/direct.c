@@ -13,10 +13,17 @@ static td_status open_checks(td_engine *engine, td_err *err)
     td_status st = td_device_open_stream(config->device, &engine->check_stream, err);
     if (st == TD_OK)
         st = td_device_alloc_host(config->device, TD_CHECKS * each, &engine->check_memory, err);
+    if (st == TD_OK)
+        st = td_device_alloc(config->device, TD_CHECKS * each, &engine->check_device_memory, err);
+    if (st == TD_OK) /* it is zeroed there; at boot, nothing else is on it */
+        st = td_stream_sync(td_device_stream(config->device), err);
     for (uint32_t i = 0; st == TD_OK && i < TD_CHECKS; i++) {
         td_check *check = &engine->checks[i];
-        check->slots = (int32_t *)engine->check_memory + (size_t)2 * TD_CHECK_RANGES * i;
+        size_t at = (size_t)2 * TD_CHECK_RANGES * i;
+        check->slots = (int32_t *)engine->check_memory + at;
         check->crc = (uint32_t *)(check->slots + TD_CHECK_RANGES);
+        check->device_slots = (int32_t *)engine->check_device_memory + at;
+        check->device_crc = (uint32_t *)(check->device_slots + TD_CHECK_RANGES);
         st = td_event_create(config->device, &check->done, err);
     }
     return st;
@@ -58,10 +65,12 @@ void td_direct_close(td_engine *engine)
     td_device_close_stream(engine->check_stream);
     for (uint32_t i = 0; i < TD_CHECKS; i++)
         td_event_destroy(engine->config.device, engine->checks[i].done);
-    if (engine->check_memory != NULL)
+    if (engine->config.device != NULL) {
         td_device_free_host(engine->config.device, engine->check_memory);
+        td_device_free(engine->config.device, engine->check_device_memory);
+    }
     engine->check_stream = NULL;
-    engine->check_memory = NULL;
+    engine->check_memory = engine->check_device_memory = NULL;
 }
 
 /* UCX is done with the range. */
@@ -159,12 +168,18 @@ static void begin_check(td_engine *engine, td_check *check)
         check->slots[check->n++] = (int32_t)engine->pages[engine->gets[slot].page].local;
     }
     engine->n_checking++;
+    td_stream *stream = engine->check_stream;
     td_status st = td_device_flush_writes(config->device);
     if (st == TD_OK)
-        st = config->crc(config->crc_arg, engine->check_stream, check->slots, check->n, job->offset,
-                         job->n_bytes, check->crc);
+        st = td_stream_write(stream, check->device_slots, check->slots,
+                             check->n * sizeof(*check->slots));
     if (st == TD_OK)
-        st = td_event_record(check->done, engine->check_stream);
+        st = config->crc(config->crc_arg, stream, check->device_slots, check->n, job->offset,
+                         job->n_bytes, check->device_crc);
+    if (st == TD_OK)
+        st = td_stream_read(stream, check->crc, check->device_crc, check->n * sizeof(*check->crc));
+    if (st == TD_OK)
+        st = td_event_record(check->done, stream);
     if (st != TD_OK)
         fail_device(engine);
 }

@@ -233,9 +233,9 @@ typedef struct {
 #define TD_CHECK_RANGES 64U
 typedef struct {
     td_event *done;
-    int32_t *slots; /* [TD_CHECK_RANGES] page-locked */
-    uint32_t *crc;  /* [TD_CHECK_RANGES] page-locked */
-    uint32_t n;     /* 0: free */
+    int32_t *slots, *device_slots; /* [TD_CHECK_RANGES] each; page-locked, and the device's */
+    uint32_t *crc, *device_crc;
+    uint32_t n; /* 0: free */
     uint32_t gets[TD_CHECK_RANGES];
 } td_check;
 
@@ -277,7 +277,7 @@ typedef struct td_engine {
     uint32_t n_ending; /* jobs, of all links */
     int is_direct;     /* UCX reaches the memory of the device's regions */
     td_stream *check_stream;
-    void *check_memory;
+    void *check_memory, *check_device_memory;
     td_check checks[TD_CHECKS];
     uint32_t first_to_check, last_to_check; /* gets that were fetched, in order */
     uint32_t n_laying, n_checking;          /* gets; checks that are not free */

@@ -50,7 +50,7 @@ typedef enum { TD_XFER_AUTO, TD_XFER_SHM, TD_XFER_TCP } td_xfer_transport;
 typedef enum { TD_XFER_PATH_AUTO, TD_XFER_RING, TD_XFER_DIRECT } td_xfer_path;
 
 /* Begins to compute, on the stream, the CRC32C of a range of each of n slots of region 0. slots and
- * crc are page-locked memory, there until the stream has passed. */
+ * crc are the device's memory, there until the stream has passed. */
 typedef td_status (*td_xfer_crc)(void *arg, td_stream *stream, const int32_t *slots, uint32_t n,
                                  uint64_t offset, uint64_t n_bytes, uint32_t *crc);
 
