@@ -340,7 +340,14 @@ void td_job_requeue_all(td_engine *engine, td_link *link); /* its gets are void;
 void td_job_timers(td_engine *engine);
 unsigned td_job_settle(td_engine *engine); /* events of jobs whose last copies are over */
 
-/* What others do to a get: see job.c. */
+/* What is done to a get, by its id on the wire: job.c, arrive.c. */
+uint64_t td_get_id(const td_engine *engine, const td_get *get);
+/* After this, whatever arrives for it is dropped. */
+void td_get_free(td_engine *engine, td_get *get);
+void td_job_fetch_again(td_engine *engine, td_job *job, uint32_t page);
+/* Of the slot that a link's pieces are laid down in: into the page, or nowhere (NULL). */
+void td_link_empty_fill(td_engine *engine, td_link *link, void *to);
+td_status td_arrive_init(td_engine *engine, td_err *err); /* message handlers */
 td_get *td_get_find(td_engine *engine, uint64_t id, uint32_t link);
 unsigned char *td_get_page(const td_engine *engine, const td_get *get); /* where its range lies */
 void td_get_finish(td_engine *engine, td_get *get); /* n_got and crc32c are its range's */

@@ -47,7 +47,7 @@ void td_stage_close(td_stage *stage)
 {
     td_device_close_stream(stage->in);
     td_device_close_stream(stage->out);
-    for (uint32_t i = 0; i < stage->n_slots; i++)
+    for (uint32_t i = 0; stage->slots != NULL && i < stage->n_slots; i++)
         td_event_destroy(stage->device, stage->slots[i].copied);
     free(stage->slots);
     if (stage->device != NULL)
