@@ -400,17 +400,23 @@ td_status td_decode_engine_open(const td_decode_engine_conf *conf, td_decode_eng
     return TD_OK;
 }
 
+void td_decode_engine_stop(td_decode_engine *e)
+{
+    if (e == NULL || !e->started)
+        return;
+    atomic_store_explicit(&e->closing, true, memory_order_relaxed);
+    td_engine_command stop = {.kind = TD_TO_ENGINE_STOP};
+    while (td_ring_push(e->commands, &stop, sizeof(stop)) == TD_FULL)
+        td_sleep_ms(1); /* the thread takes commands between any two steps */
+    pthread_join(e->thread, NULL);
+    e->started = false;
+}
+
 void td_decode_engine_close(td_decode_engine *e)
 {
     if (e == NULL)
         return;
-    if (e->started) {
-        atomic_store_explicit(&e->closing, true, memory_order_relaxed);
-        td_engine_command stop = {.kind = TD_TO_ENGINE_STOP};
-        while (td_ring_push(e->commands, &stop, sizeof(stop)) == TD_FULL)
-            td_sleep_ms(1); /* the thread takes commands between any two steps */
-        pthread_join(e->thread, NULL);
-    }
+    td_decode_engine_stop(e);
     td_rank_close(&e->rank);
     td_mailbox_close(e->events);
     td_ring_destroy(e->commands);

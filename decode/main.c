@@ -236,6 +236,7 @@ static void on_peers_closed(void *user)
 {
     daemon_state *d = user;
     d->peers = NULL;
+    td_decode_engine_stop(d->engine);
     td_xfer_destroy(d->xfer);
     d->xfer = NULL;
     d->damaged = td_requests_check_free(d->requests) > 0;

@@ -368,16 +368,17 @@ void td_prefill_engine_close(td_prefill_engine *e)
 {
     if (e == NULL)
         return;
-    for (uint32_t r = 0; r < TD_PREFILL_MAX_RANKS; r++)
-        td_xfer_destroy(e->xfers[r]);
     td_step_head stop = {.kind = TD_TO_RANK_STOP};
     for (uint32_t r = 0; r < e->n_started; r++)
         td_ring_push(e->ranks[r].steps, &stop,
                      sizeof(stop)); /* there is room: no step is under way */
+    for (uint32_t r = 0; r < e->n_started; r++)
+        pthread_join(e->ranks[r].thread, NULL);
+    /* It waits for the ranks' streams when it gives its memory back: those are nobody's by now. */
+    for (uint32_t r = 0; r < TD_PREFILL_MAX_RANKS; r++)
+        td_xfer_destroy(e->xfers[r]);
     for (uint32_t r = 0; e->ranks != NULL && r < e->n_ranks; r++) {
         td_rank_thread *t = &e->ranks[r];
-        if (r < e->n_started)
-            pthread_join(t->thread, NULL);
         td_rank_close(&t->self);
         td_mailbox_close(t->events);
         td_ring_destroy(t->steps);
