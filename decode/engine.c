@@ -76,20 +76,16 @@ static void leave(td_decode_engine *e, uint32_t slot)
     e->slots[slot].owner = 0;
 }
 
-/* What was drawn, to where kernels read it. */
+/* The state that was drawn, to where kernels read it. Pages are there. */
 static td_status take_in(td_decode_engine *e, const td_engine_command *c, void **hidden)
 {
-    const uint32_t *pages = (const uint32_t *)(c + 1);
-    const uint32_t n = ((uint32_t)c->prompt_len + TD_KV_PAGE_ROWS - 1) / TD_KV_PAGE_ROWS;
     unsigned char *blob = e->blobs + (size_t)c->slot * e->blob_bytes;
     td_status st = TD_OK;
     *hidden = blob;
     if (e->states == NULL)
         return TD_OK;
     *hidden = e->states + (size_t)c->slot * e->blob_bytes;
-    for (uint32_t i = 0; i < n && st == TD_OK; i++)
-        st = td_rank_stage_in(&e->rank, pages[i]);
-    if (st == TD_OK && e->drafts > 0)
+    if (e->drafts > 0)
         st = td_stream_write(td_device_stream(e->rank.device), *hidden, blob, e->blob_bytes);
     return st;
 }
@@ -102,7 +98,7 @@ static td_status join(td_decode_engine *e, const td_engine_command *c, td_err *e
         td_followers_tell(e->followers, c);
     td_status st = take_in(e, c, &hidden);
     if (st != TD_OK)
-        return td_fail(err, st, "taking a prompt's pages to the GPU failed");
+        return td_fail(err, st, "taking a prompt's hidden state to the device failed");
     td_assert(s->owner == 0);
     td_decode_seq seq = td_command_seq(c, hidden);
     *s = (slot_state){.owner = c->owner,
@@ -218,7 +214,7 @@ static td_status boot(td_decode_engine *e, td_err *err)
     engine.draft_prenorm = e->conf.conf->w.draft_prenorm;
     engine.graphs = engine.graphs && e->conf.conf->graphs;
     st = td_decode_create(&engine, e->n_slots, e->drafts, 0, &e->decoder, err);
-    if (st == TD_OK && e->rank.kv != NULL)
+    if (st == TD_OK && e->rank.slab.is_remote)
         st = td_device_alloc(e->rank.device, e->n_slots * e->blob_bytes, (void **)&e->states, err);
     if (st == TD_OK && e->followers != NULL)
         st = td_followers_ready(e->followers, err);
@@ -276,10 +272,10 @@ static void take_ready(td_decode_engine *e, const td_engine_event *event)
     td_fingerprint_run(&e->fingerprint, &e->layout, e->conf.conf->w.precise,
                        e->conf.conf->w.draft_prenorm);
     td_fingerprint_set(&e->fingerprint, "protocol", "%u", TD_XFER_PROTOCOL);
-    td_info("decode.device", "device=\"%s\" ranks=%u comm=%s kv=%s graphs=%u",
+    td_info("decode.device", "device=\"%s\" ranks=%u comm=%s graphs=%u",
             td_device_name(e->rank.device), e->options.n_ranks,
             e->followers == NULL ? "none" : td_followers_form(e->followers),
-            td_rank_kv_path(&e->rank), td_decode_graphs_report(e->decoder)->n_graphs);
+            td_decode_graphs_report(e->decoder)->n_graphs);
     e->conf.on_ready(e->conf.user);
 }
 
@@ -404,17 +400,23 @@ td_status td_decode_engine_open(const td_decode_engine_conf *conf, td_decode_eng
     return TD_OK;
 }
 
+void td_decode_engine_stop(td_decode_engine *e)
+{
+    if (e == NULL || !e->started)
+        return;
+    atomic_store_explicit(&e->closing, true, memory_order_relaxed);
+    td_engine_command stop = {.kind = TD_TO_ENGINE_STOP};
+    while (td_ring_push(e->commands, &stop, sizeof(stop)) == TD_FULL)
+        td_sleep_ms(1); /* the thread takes commands between any two steps */
+    pthread_join(e->thread, NULL);
+    e->started = false;
+}
+
 void td_decode_engine_close(td_decode_engine *e)
 {
     if (e == NULL)
         return;
-    if (e->started) {
-        atomic_store_explicit(&e->closing, true, memory_order_relaxed);
-        td_engine_command stop = {.kind = TD_TO_ENGINE_STOP};
-        while (td_ring_push(e->commands, &stop, sizeof(stop)) == TD_FULL)
-            td_sleep_ms(1); /* the thread takes commands between any two steps */
-        pthread_join(e->thread, NULL);
-    }
+    td_decode_engine_stop(e);
     td_rank_close(&e->rank);
     td_mailbox_close(e->events);
     td_ring_destroy(e->commands);
@@ -444,6 +446,11 @@ const td_fingerprint *td_decode_engine_fingerprint(const td_decode_engine *e)
 td_kv_slab *td_decode_engine_slab(td_decode_engine *e)
 {
     return &e->rank.slab;
+}
+
+td_rank *td_decode_engine_rank(td_decode_engine *e)
+{
+    return &e->rank;
 }
 
 unsigned char *td_decode_engine_blobs(td_decode_engine *e)

@@ -25,8 +25,10 @@ typedef struct {
 /* Reads the checkpoint's headers and starts the thread; on_ready or on_fatal follows. */
 td_status td_decode_engine_open(const td_decode_engine_conf *conf, td_decode_engine **out,
                                 td_err *err);
-void td_decode_engine_close(
-    td_decode_engine *engine); /* blocks until the thread has ended; NULL is fine */
+/* Blocks until the thread has ended; then the transfer layer, which waits for the device's stream
+ * when it gives its memory back, is alone with the device. NULL and twice are fine. */
+void td_decode_engine_stop(td_decode_engine *engine);
+void td_decode_engine_close(td_decode_engine *engine); /* stops it first; NULL is fine */
 /* pages [command->n_pages]. TD_FULL: the thread is far behind, retry. The request's hidden state
  * stands in its blob. */
 td_status td_decode_engine_join(td_decode_engine *engine, const td_engine_command *command,
@@ -38,6 +40,7 @@ const td_model_config *td_decode_engine_config(const td_decode_engine *engine);
 const td_kv_layout *td_decode_engine_layout(const td_decode_engine *engine);
 const td_fingerprint *td_decode_engine_fingerprint(const td_decode_engine *engine); /* once ready */
 td_kv_slab *td_decode_engine_slab(td_decode_engine *engine);                        /* once ready */
+td_rank *td_decode_engine_rank(td_decode_engine *engine);                           /* once ready */
 unsigned char *
 td_decode_engine_blobs(td_decode_engine *engine); /* [max-requests, blob_bytes] by slot */
 size_t td_decode_engine_blob_bytes(const td_decode_engine *engine);

@@ -56,7 +56,6 @@ static td_status boot(follower *f, td_err *err)
     const td_followers_conf *c = &f->all->conf;
     td_rank_options options = c->options;
     options.rank = f->rank;
-    options.private_pages = 1;
     f->results = calloc(c->n_slots, sizeof(*f->results));
     if (f->results == NULL)
         return td_fail(err, TD_NOMEM, "rank %u: no memory", f->rank);
@@ -72,7 +71,7 @@ static td_status boot(follower *f, td_err *err)
                        : st;
 }
 
-/* Copies the prompt's pages and state out of rank 0's host memory. */
+/* Copies the prompt's pages out of rank 0's memory, and its state. */
 static td_status join(follower *f, const td_engine_command *c, td_err *err)
 {
     const td_followers_conf *conf = &f->all->conf;

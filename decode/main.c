@@ -89,6 +89,8 @@ static td_status open_xfer(daemon_state *d, td_err *err)
     td_xfer_config conf;
     td_xfer_fault fault;
     char listen[272];
+    if (w->kv_path == TD_XFER_DIRECT && !td_device_is_gpu(td_decode_engine_rank(d->engine)->device))
+        return td_fail(err, TD_CONFIG, "kv-path direct is for pages in GPU memory");
     td_xfer_config_init(&conf);
     conf.listen = td_kv_rank_addr(&d->kv_listen, 0, listen); /* tells whether peers are elsewhere */
     conf.transport = (td_xfer_transport)w->transport;
@@ -100,11 +102,19 @@ static td_status open_xfer(daemon_state *d, td_err *err)
     conf.n_regions = 2;
     conf.connect_ms = d->conf.peer_timeout_ms;
     conf.max_links = MAX_LINKS;
+    conf.device = td_decode_engine_rank(d->engine)->device;
+    conf.device_regions = 1U << TD_XFER_PAGES;
+    conf.path = (td_xfer_path)w->kv_path;
+    conf.crc = td_rank_page_crc;
+    conf.crc_arg = td_decode_engine_rank(d->engine);
+    conf.ring_bytes = (uint64_t)w->kv_ring_mib << 20;
     conf.wake = wake_loop;
     conf.wake_arg = &d->xfer_wake;
     td_status st = td_xfer_fault_parse(w->debug_faults, &fault, err);
     if (st == TD_OK)
         st = td_xfer_create(&conf, &d->xfer, err);
+    if (st == TD_OK)
+        td_info("decode.kv", "kv=%s", td_xfer_kv_path(d->xfer));
     if (st == TD_OK && fault.kind != TD_XFER_FAULT_NONE) {
         td_warn("decode.fault", "debug-faults=\"%s\"", w->debug_faults);
         td_xfer_set_fault(d->xfer, &fault);
@@ -226,6 +236,7 @@ static void on_peers_closed(void *user)
 {
     daemon_state *d = user;
     d->peers = NULL;
+    td_decode_engine_stop(d->engine);
     td_xfer_destroy(d->xfer);
     d->xfer = NULL;
     d->damaged = td_requests_check_free(d->requests) > 0;

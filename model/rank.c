@@ -13,21 +13,17 @@ td_kv_dtype td_rank_kv_dtype(td_rank_kv knob, int precise)
     }
 }
 
-/* The pages: host memory of the slab's own; or the GPU's, and a page-locked slab beside it. */
 static td_status open_slab(td_rank *rank, const td_rank_options *o, td_err *err)
 {
     if (o->backend == TD_BACKEND_CPU)
         return td_kv_slab_init(&rank->slab, o->layout, o->n_pages, o->poison, err);
-    size_t n_bytes = td_kv_slab_bytes(o->layout, o->n_pages);
-    td_status st = td_device_alloc(rank->device, n_bytes, &rank->kv, err);
-    if (st == TD_OK && o->private_pages) {
-        rank->slab = (td_kv_slab){.page_stride = o->layout->page_stride, .n_pages = o->n_pages};
-        return TD_OK;
-    }
-    if (st == TD_OK)
-        st = td_device_alloc_host(rank->device, n_bytes, &rank->staging, err);
-    return st == TD_OK ? td_kv_slab_init_in(&rank->slab, o->layout, o->n_pages, o->poison,
-                                            rank->staging, err)
+    if (o->poison)
+        return td_fail(err, TD_UNSUPPORTED,
+                       "debug-poison: backend cuda has its pages in GPU memory, where they are not "
+                       "checked");
+    td_status st =
+        td_device_alloc(rank->device, td_kv_slab_bytes(o->layout, o->n_pages), &rank->kv, err);
+    return st == TD_OK ? td_kv_slab_init_remote(&rank->slab, o->layout, o->n_pages, rank->kv, err)
                        : st;
 }
 
@@ -57,10 +53,8 @@ td_status td_rank_open(td_rank *rank, const td_rank_options *o, td_err *err)
 void td_rank_close(td_rank *rank)
 {
     td_kv_slab_fini(&rank->slab);
-    if (rank->device != NULL) {
+    if (rank->device != NULL)
         td_device_free(rank->device, rank->kv);
-        td_device_free_host(rank->device, rank->staging);
-    }
     td_weights_destroy(rank->weights);
     td_device_close(rank->device);
     memset(rank, 0, sizeof(*rank));
@@ -85,43 +79,35 @@ td_status td_rank_group(const td_rank_options *o, td_comm_form comm, int64_t dea
     return st;
 }
 
-const char *td_rank_kv_path(const td_rank *rank)
-{
-    return rank->kv != NULL ? "staged" : "in-place";
-}
-
-td_status td_rank_zero_page(const td_rank *rank, uint32_t page)
+td_status td_rank_open_page(td_rank *rank, uint32_t page, td_err *err)
 {
     uint64_t stride = rank->slab.page_stride;
-    if (rank->kv == NULL)
-        return TD_OK;
-    return td_stream_fill(td_device_stream(rank->device), (unsigned char *)rank->kv + page * stride,
-                          0, stride);
-}
-
-td_status td_rank_stage_out(const td_rank *rank, uint32_t page, uint64_t offset, uint64_t n_bytes)
-{
-    uint64_t at = page * rank->slab.page_stride + offset;
-    if (rank->kv == NULL)
-        return TD_OK;
-    return td_stream_read(td_device_stream(rank->device), rank->slab.base + at,
-                          (const unsigned char *)rank->kv + at, n_bytes);
-}
-
-td_status td_rank_stage_in(const td_rank *rank, uint32_t page)
-{
-    uint64_t stride = rank->slab.page_stride, at = page * stride;
-    if (rank->kv == NULL)
-        return TD_OK;
-    return td_stream_write(td_device_stream(rank->device), (unsigned char *)rank->kv + at,
-                           rank->slab.base + at, stride);
+    td_status st = td_kv_slab_open(&rank->slab, page, err);
+    if (st != TD_OK || !rank->slab.is_remote)
+        return st;
+    st = td_stream_fill(td_device_stream(rank->device), rank->slab.base + page * stride, 0, stride);
+    return st == TD_OK ? st : td_fail(err, st, "zeroing page %u failed", page);
 }
 
 td_status td_rank_take_page(const td_rank *rank, const td_rank *from, uint32_t page)
 {
     uint64_t stride = rank->slab.page_stride, at = page * stride;
-    unsigned char *kv = rank->kv != NULL ? rank->kv : rank->slab.base;
-    return td_stream_write(td_device_stream(rank->device), kv + at, from->slab.base + at, stride);
+    return td_stream_copy(td_device_stream(rank->device), rank->slab.base + at,
+                          from->slab.base + at, stride);
+}
+
+td_status td_rank_page_crc(void *arg, td_stream *stream, const int32_t *pages, uint32_t n,
+                           uint64_t offset, uint64_t n_bytes, uint32_t *crc)
+{
+    const td_rank *rank = arg;
+    td_page_crc_args args = {.base = rank->slab.base,
+                             .pages = pages,
+                             .crc = crc,
+                             .page_stride = rank->slab.page_stride,
+                             .offset = offset,
+                             .n_bytes = n_bytes,
+                             .n = (int)n};
+    return rank->ops->page_crc(&args, stream);
 }
 
 td_engine_config td_rank_engine(const td_rank *rank, const td_kv_layout *layout, td_comm *comm)
@@ -132,7 +118,7 @@ td_engine_config td_rank_engine(const td_rank *rank, const td_kv_layout *layout,
         .device = rank->device,
         .comm = comm,
         .layout = layout,
-        .kv_base = rank->kv != NULL ? rank->kv : rank->slab.base,
+        .kv_base = rank->slab.base,
         .n_pages = rank->slab.n_pages,
         .max_context = (uint32_t)rank->weights->config.max_positions,
         /* waits between ranks cannot be recorded in every form */

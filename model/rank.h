@@ -11,8 +11,6 @@ typedef struct {
     const td_model_config *config;
     const td_kv_layout *layout; /* outlives the rank */
     int precise, poison;
-    int private_pages; /* nobody draws from or into them: no page-locked copy where kernels use the
-                          GPU's memory */
     td_moe_mode moe;
     int tensor; /* ranks of a tensor-parallel decoder, not of a prefill; moe: fused */
     uint32_t rank, n_ranks, n_threads, spin_us, n_pages;
@@ -24,10 +22,8 @@ typedef struct {
 typedef struct {
     td_device *device;
     td_weights *weights;
-    td_kv_slab slab; /* what peers read and write: host memory */
-    /* cuda: the pages that kernels use; slab is a page-locked copy of them, kept up by
-     * td_rank_stage_*(). NULL: kernels use the slab itself. */
-    void *kv, *staging;
+    td_kv_slab slab; /* the device's memory: kernels use it, peers read and fill it */
+    void *kv;        /* cuda: the memory behind the slab */
     const td_ops *ops;
 } td_rank;
 
@@ -45,19 +41,17 @@ td_status td_rank_group(const td_rank_options *options, td_comm_form comm, int64
 /* The engine's view of it; comm NULL for a single rank. Fields that are the caller's choice stay 0.
  */
 td_engine_config td_rank_engine(const td_rank *rank, const td_kv_layout *layout, td_comm *comm);
-/* How pages get from and to the transfer layer: "in-place", or "staged" through host memory. */
-const char *td_rank_kv_path(const td_rank *rank);
-/* A page that is given out: zeros where kernels see it, so that unused slots travel as zeros. The
- * slab's own side is td_kv_slab_open()'s. This and the next two are enqueued on the rank's stream,
- * and do nothing where kernels use the slab itself. */
-td_status td_rank_zero_page(const td_rank *rank, uint32_t page);
-/* Bytes of a page from the GPU to the slab, before peers may read them. */
-td_status td_rank_stage_out(const td_rank *rank, uint32_t page, uint64_t offset, uint64_t n_bytes);
-/* A page that arrived in the slab to the GPU, before kernels read it. */
-td_status td_rank_stage_in(const td_rank *rank, uint32_t page);
-/* A page of another rank of this process, as its slab has it, to where my kernels read it. On the
- * GPU it is enqueued; until my stream has passed it, the other slab may not change. */
+/* A page that is given out: td_kv_slab_open(), and where the host cannot reach it zeros by the
+ * rank's stream, so that unused slots travel as zeros. */
+td_status td_rank_open_page(td_rank *rank, uint32_t page, td_err *err);
+/* A page of another rank of this process to the same page of mine. On GPUs it is enqueued, and the
+ * other's page has to be there by now; until my stream has passed it, that page may not change. */
 td_status td_rank_take_page(const td_rank *rank, const td_rank *from, uint32_t page);
+/* Begins to compute, on any of the device's streams, the CRC32C of a range of each of n pages.
+ * pages and crc: the device's memory. rank: a td_rank; made to be called back by the transfer
+ * layer. */
+td_status td_rank_page_crc(void *rank, td_stream *stream, const int32_t *pages, uint32_t n,
+                           uint64_t offset, uint64_t n_bytes, uint32_t *crc);
 /* Threads of each of n ranks when n_threads (0: all CPUs of this process) serve all of them; at
  * least 1. */
 uint32_t td_rank_threads(uint32_t n_threads, uint32_t n_ranks);

@@ -66,6 +66,8 @@ static td_status open_xfers(td_prefill_engine *e, td_err *err)
         };
         td_xfer_config conf;
         char listen[272];
+        if (w->kv_path == TD_XFER_DIRECT && !td_device_is_gpu(e->ranks[r].self.device))
+            return td_fail(err, TD_CONFIG, "kv-path direct is for pages in GPU memory");
         td_xfer_config_init(&conf);
         conf.listen = td_kv_rank_addr(&e->conf.kv_listen, r, listen);
         conf.transport = (td_xfer_transport)w->transport;
@@ -77,6 +79,12 @@ static td_status open_xfers(td_prefill_engine *e, td_err *err)
         conf.regions = regions;
         conf.n_regions = 2;
         conf.max_readers = TD_PREFILL_MAX_READERS;
+        conf.device = e->ranks[r].self.device;
+        conf.device_regions = 1U << TD_XFER_PAGES;
+        conf.path = (td_xfer_path)w->kv_path;
+        conf.crc = td_rank_page_crc;
+        conf.crc_arg = &e->ranks[r].self;
+        conf.ring_bytes = (uint64_t)w->kv_ring_mib << 20;
         td_status st = td_xfer_create(&conf, &e->xfers[r], err);
         if (st != TD_OK)
             return st;
@@ -99,14 +107,15 @@ static void take_ready(td_prefill_engine *e, const td_rank_event *event)
     td_fingerprint_run(&e->fingerprint, &e->layout, e->conf.conf->w.precise,
                        e->conf.conf->w.draft_prenorm);
     td_fingerprint_set(&e->fingerprint, "protocol", "%u", TD_XFER_PROTOCOL);
+    if (open_xfers(e, &err) != TD_OK) {
+        fatal(e, &err);
+        return;
+    }
     for (uint32_t r = 0; r < e->n_ranks; r++)
         td_info("prefill.device", "rank=%u device=\"%s\" kv=%s comm=%s", r,
-                td_device_name(e->ranks[r].self.device), td_rank_kv_path(&e->ranks[r].self),
+                td_device_name(e->ranks[r].self.device), td_xfer_kv_path(e->xfers[r]),
                 e->comm == NULL ? "none" : td_comm_group_form(e->comm));
-    if (open_xfers(e, &err) != TD_OK)
-        fatal(e, &err);
-    else
-        e->conf.on_ready(e->conf.user);
+    e->conf.on_ready(e->conf.user);
 }
 
 /* ---- a step's events ---- */
@@ -359,16 +368,17 @@ void td_prefill_engine_close(td_prefill_engine *e)
 {
     if (e == NULL)
         return;
-    for (uint32_t r = 0; r < TD_PREFILL_MAX_RANKS; r++)
-        td_xfer_destroy(e->xfers[r]);
     td_step_head stop = {.kind = TD_TO_RANK_STOP};
     for (uint32_t r = 0; r < e->n_started; r++)
         td_ring_push(e->ranks[r].steps, &stop,
                      sizeof(stop)); /* there is room: no step is under way */
+    for (uint32_t r = 0; r < e->n_started; r++)
+        pthread_join(e->ranks[r].thread, NULL);
+    /* It waits for the ranks' streams when it gives its memory back: those are nobody's by now. */
+    for (uint32_t r = 0; r < TD_PREFILL_MAX_RANKS; r++)
+        td_xfer_destroy(e->xfers[r]);
     for (uint32_t r = 0; e->ranks != NULL && r < e->n_ranks; r++) {
         td_rank_thread *t = &e->ranks[r];
-        if (r < e->n_started)
-            pthread_join(t->thread, NULL);
         td_rank_close(&t->self);
         td_mailbox_close(t->events);
         td_ring_destroy(t->steps);

@@ -85,17 +85,13 @@ static td_status checksum(td_rank_thread *t, uint32_t first_layer, uint32_t last
     td_stream *stream = td_device_stream(t->self.device);
     int32_t *ids = (int32_t *)crc; /* same size; ids are read before sums are written */
     uint32_t n = own_pages(t, ids);
-    td_page_crc_args args = {.base = t->self.kv != NULL ? t->self.kv : t->self.slab.base,
+    td_page_crc_args args = {.base = t->self.slab.base,
                              .pages = t->page_ids,
                              .crc = t->page_crc,
                              .page_stride = t->self.slab.page_stride,
                              .n = (int)n};
     td_kv_layout_range(t->options.layout, first_layer, last_layer, &args.offset, &args.n_bytes);
-    td_status st = TD_OK;
-    for (uint32_t i = 0; i < n && st == TD_OK; i++)
-        st = td_rank_stage_out(&t->self, (uint32_t)ids[i], args.offset, args.n_bytes);
-    if (st == TD_OK)
-        st = td_stream_write(stream, t->page_ids, ids, n * sizeof(*ids));
+    td_status st = td_stream_write(stream, t->page_ids, ids, n * sizeof(*ids));
     if (st == TD_OK)
         st = t->self.ops->page_crc(&args, stream);
     if (st == TD_OK)
@@ -136,9 +132,7 @@ static td_status open_pages(td_rank_thread *t, const td_step_seq *seq, td_err *e
     uint32_t first, last;
     td_step_pages(seq->start, seq->n_tokens, &first, &last);
     for (uint32_t p = first; p < last; p++) {
-        td_status st = td_kv_slab_open(&t->self.slab, seq_pages(seq)[p], err);
-        if (st == TD_OK)
-            st = td_rank_zero_page(&t->self, seq_pages(seq)[p]);
+        td_status st = td_rank_open_page(&t->self, seq_pages(seq)[p], err);
         if (st != TD_OK)
             return st;
     }
@@ -237,7 +231,7 @@ static td_status boot(td_rank_thread *t, td_err *err)
     if (st == TD_OK)
         st = td_device_alloc(t->self.device, n * sizeof(*t->page_crc), (void **)&t->page_crc, err);
     t->states = t->blobs;
-    if (st == TD_OK && t->self.kv != NULL && t->rank == 0)
+    if (st == TD_OK && t->self.slab.is_remote && t->rank == 0)
         st = td_device_alloc(t->self.device, t->n_blobs * t->blob_bytes, (void **)&t->states, err);
     if (st == TD_OK && t->fingerprint != NULL)
         st = td_fingerprint_model(t->fingerprint, t->model_dir, t->options.ckpt, err);

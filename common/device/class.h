@@ -26,8 +26,14 @@ typedef struct { /* contracts: device.h */
     void (*event_destroy)(td_device *device, td_event *event);
     td_status (*event_record)(td_event *event, td_stream *stream);
     td_status (*event_wait)(td_event *event, td_stream *stream, td_err *err);
+    td_status (*event_poll)(td_event *event, td_stream *stream);
     td_status (*event_elapsed_ns)(td_event *from, td_event *to, td_stream *stream, int64_t *out,
                                   td_err *err);
+    int is_gpu;
+    td_status (*bind)(td_device *device, td_err *err);
+    td_status (*open_stream)(td_device *device, td_stream **out, td_err *err);
+    void (*close_stream)(td_stream *stream);
+    td_status (*flush_writes)(td_device *device);
 } td_device_class;
 
 typedef struct {

@@ -142,10 +142,41 @@ td_status td_event_wait(td_event *event, td_stream *stream, td_err *err)
     return class_of(stream)->event_wait(event, stream, err);
 }
 
+td_status td_event_poll(td_event *event, td_stream *stream)
+{
+    return class_of(stream)->event_poll(event, stream);
+}
+
 td_status td_event_elapsed_ns(td_event *from, td_event *to, td_stream *stream, int64_t *out,
                               td_err *err)
 {
     return class_of(stream)->event_elapsed_ns(from, to, stream, out, err);
+}
+
+td_status td_device_bind(td_device *device, td_err *err)
+{
+    return head_of(device)->class_->bind(device, err);
+}
+
+int td_device_is_gpu(const td_device *device)
+{
+    return ((const td_device_head *)(const void *)device)->class_->is_gpu;
+}
+
+td_status td_device_open_stream(td_device *device, td_stream **out, td_err *err)
+{
+    return head_of(device)->class_->open_stream(device, out, err);
+}
+
+void td_device_close_stream(td_stream *stream)
+{
+    if (stream != NULL)
+        class_of(stream)->close_stream(stream);
+}
+
+td_status td_device_flush_writes(td_device *device)
+{
+    return head_of(device)->class_->flush_writes(device);
 }
 
 /* ---- the CPU form ---- */
@@ -254,12 +285,38 @@ static td_status cpu_event_wait(td_event *event, td_stream *stream, td_err *err)
     return TD_OK;
 }
 
+static td_status cpu_event_poll(td_event *event, td_stream *stream)
+{
+    (void)event;
+    (void)stream;
+    return TD_OK;
+}
+
 static td_status cpu_event_elapsed_ns(td_event *from, td_event *to, td_stream *stream, int64_t *out,
                                       td_err *err)
 {
     (void)stream;
     (void)err;
     *out = to->at_ns - from->at_ns;
+    return TD_OK;
+}
+
+static td_status cpu_bind(td_device *device, td_err *err)
+{
+    (void)device;
+    (void)err;
+    return TD_OK;
+}
+
+static td_status cpu_open_stream(td_device *device, td_stream **out, td_err *err)
+{
+    (void)device;
+    return td_team_create(1, 0, out, err);
+}
+
+static td_status cpu_flush_writes(td_device *device)
+{
+    (void)device;
     return TD_OK;
 }
 
@@ -279,7 +336,12 @@ const td_device_class td_cpu_class = {
     .event_destroy = cpu_event_destroy,
     .event_record = cpu_event_record,
     .event_wait = cpu_event_wait,
+    .event_poll = cpu_event_poll,
     .event_elapsed_ns = cpu_event_elapsed_ns,
+    .bind = cpu_bind,
+    .open_stream = cpu_open_stream,
+    .close_stream = td_team_destroy,
+    .flush_writes = cpu_flush_writes,
 };
 
 td_status td_device_open_cpu(uint32_t n_threads, uint32_t spin_us, td_device **out, td_err *err)

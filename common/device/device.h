@@ -33,6 +33,7 @@ td_status td_stream_write(td_stream *stream, void *dst_device, const void *src_h
                           size_t n_bytes);
 td_status td_stream_read(td_stream *stream, void *dst_host, const void *src_device, size_t n_bytes);
 td_status td_stream_fill(td_stream *stream, void *dst_device, int byte, size_t n_bytes);
+/* src_device: memory of the stream's device, or of another one of this kind in this process. */
 td_status td_stream_copy(td_stream *stream, void *dst_device, const void *src_device,
                          size_t n_bytes);
 /* Waits until everything enqueued so far is done. */
@@ -50,17 +51,34 @@ td_status td_graph_end(td_stream *stream, td_graph **out, size_t *n_nodes, td_er
 td_status td_graph_launch(td_graph *graph, td_stream *stream);
 void td_graph_destroy(td_graph *graph, td_stream *stream); /* NULL is fine */
 
-/* A point on the stream: everything that was enqueued before it was recorded is done, when a wait
- * for it returns. Recorded again, it is the later point. Never inside a recorded step. */
+/* A point on a stream: everything that was enqueued before it was recorded is done, when a wait for
+ * it returns or a poll says so. Recorded again, it is the later point. Never inside a recorded
+ * step; stream is the one that it was recorded on. */
 typedef struct td_event td_event;
 td_status td_event_create(td_device *device, td_event **out, td_err *err);
 void td_event_destroy(td_device *device, td_event *event); /* NULL is fine */
 td_status td_event_record(td_event *event, td_stream *stream);
 td_status td_event_wait(td_event *event, td_stream *stream, td_err *err); /* the host waits */
+/* TD_OK: passed; TD_PENDING; TD_CUDA: the device failed. */
+td_status td_event_poll(td_event *event, td_stream *stream);
 /* Time on the device from one point to a later one, both passed. */
 td_status td_event_elapsed_ns(td_event *from, td_event *to, td_stream *stream, int64_t *out,
                               td_err *err);
 
 /* Bytes of device memory that are free now; 0 where nobody counts (CPU). */
 uint64_t td_device_free_bytes(td_device *device);
+
+/* ---- for a second thread, that moves bytes while the engine's thread computes ---- */
+
+/* The calling thread works with this device from now on (CUDA: its context is current, as UCX needs
+ * it). The calls below are for such threads, each with streams and events of its own. */
+td_status td_device_bind(td_device *device, td_err *err);
+int td_device_is_gpu(const td_device *device); /* its memory is not the host's */
+/* Copies and operations on it run beside those of the device's own stream. Closing waits for what
+ * was enqueued; NULL is fine. */
+td_status td_device_open_stream(td_device *device, td_stream **out, td_err *err);
+void td_device_close_stream(td_stream *stream);
+/* Bytes that a network adapter has written into the device's memory are there for what is enqueued
+ * after this, on any device; does nothing where the device keeps that order itself. */
+td_status td_device_flush_writes(td_device *device);
 #endif

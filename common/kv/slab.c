@@ -17,22 +17,17 @@ size_t td_kv_slab_bytes(const td_kv_layout *layout, uint32_t n_pages)
     return (size_t)((n_pages * stride + SLAB_ALIGN - 1) / SLAB_ALIGN * SLAB_ALIGN);
 }
 
-td_status td_kv_slab_init_in(td_kv_slab *slab, const td_kv_layout *layout, uint32_t n_pages,
-                             int poison, void *memory, td_err *err)
+td_status td_kv_slab_init_remote(td_kv_slab *slab, const td_kv_layout *layout, uint32_t n_pages,
+                                 void *memory, td_err *err)
 {
     memset(slab, 0, sizeof(*slab));
-    size_t n_bytes = td_kv_slab_bytes(layout, n_pages);
-    if (n_bytes == 0)
+    if (td_kv_slab_bytes(layout, n_pages) == 0)
         return td_fail(err, TD_INVALID, "kv slab: %u pages of %llu bytes", n_pages,
                        (unsigned long long)layout->page_stride);
     slab->base = memory;
     slab->page_stride = layout->page_stride;
     slab->n_pages = n_pages;
-    slab->poison = poison;
-    if (!poison)
-        memset(slab->base, 0, n_bytes); /* touched at boot: a page fault has no place in a step */
-    for (uint32_t page = 0; poison && page < n_pages; page++)
-        td_kv_slab_retire(slab, page);
+    slab->is_remote = 1;
     return TD_OK;
 }
 
@@ -40,13 +35,20 @@ td_status td_kv_slab_init(td_kv_slab *slab, const td_kv_layout *layout, uint32_t
                           int poison, td_err *err)
 {
     size_t n_bytes = td_kv_slab_bytes(layout, n_pages);
-    void *memory = n_bytes > 0 ? aligned_alloc(SLAB_ALIGN, n_bytes) : NULL;
-    memset(slab, 0, sizeof(*slab));
-    if (n_bytes > 0 && memory == NULL)
+    td_status st = td_kv_slab_init_remote(slab, layout, n_pages, NULL, err);
+    if (st != TD_OK)
+        return st;
+    slab->is_remote = 0;
+    slab->base = aligned_alloc(SLAB_ALIGN, n_bytes);
+    if (slab->base == NULL)
         return td_fail(err, TD_NOMEM, "kv slab: no memory for %zu bytes", n_bytes);
-    td_status st = td_kv_slab_init_in(slab, layout, n_pages, poison, memory, err);
-    slab->is_owned = st == TD_OK;
-    return st;
+    slab->is_owned = 1;
+    slab->poison = poison;
+    if (!poison)
+        memset(slab->base, 0, n_bytes); /* touched at boot: a page fault has no place in a step */
+    for (uint32_t page = 0; poison && page < n_pages; page++)
+        td_kv_slab_retire(slab, page);
+    return TD_OK;
 }
 
 void td_kv_slab_fini(td_kv_slab *slab)
@@ -97,7 +99,7 @@ td_status td_kv_slab_check(const td_kv_slab *slab, uint32_t page, td_err *err)
 td_status td_kv_slab_open(td_kv_slab *slab, uint32_t page, td_err *err)
 {
     td_status st = td_kv_slab_check(slab, page, err);
-    if (st == TD_OK)
+    if (st == TD_OK && !slab->is_remote)
         memset(td_kv_slab_page(slab, page), 0, slab->page_stride);
     return st;
 }

@@ -13,6 +13,7 @@
 typedef struct {
     unsigned char *base; /* [n_pages, page_stride]; 4096-byte aligned */
     int is_owned;        /* base is freed with the slab */
+    int is_remote;       /* memory that the host cannot reach (a GPU's): no byte is touched here */
     uint64_t page_stride;
     uint32_t n_pages;
     int poison;
@@ -20,10 +21,10 @@ typedef struct {
 
 td_status td_kv_slab_init(td_kv_slab *slab, const td_kv_layout *layout, uint32_t n_pages,
                           int poison, td_err *err);
-/* The same in memory of the caller's (td_kv_slab_bytes() of it, 4096-byte aligned), which outlives
- * the slab. */
-td_status td_kv_slab_init_in(td_kv_slab *slab, const td_kv_layout *layout, uint32_t n_pages,
-                             int poison, void *memory, td_err *err);
+/* In a device's memory (td_kv_slab_bytes() of it), which outlives the slab and which the host
+ * cannot reach: without poison, and who gives a page out has it zeroed. */
+td_status td_kv_slab_init_remote(td_kv_slab *slab, const td_kv_layout *layout, uint32_t n_pages,
+                                 void *memory, td_err *err);
 /* 0: there is no such slab. */
 size_t td_kv_slab_bytes(const td_kv_layout *layout, uint32_t n_pages);
 void td_kv_slab_fini(td_kv_slab *slab); /* zeroed or half-built is fine */

@@ -10,8 +10,8 @@
 typedef struct {
     char *listen, *admin, *model;
     bool allow_plaintext, precise, draft_prenorm, allow_tcp, debug_poison;
-    int kv, backend, transport, log_level;
-    uint32_t kv_pages, gpu, threads, max_requests, spin_us;
+    int kv, backend, transport, kv_path, log_level;
+    uint32_t kv_pages, kv_ring_mib, gpu, threads, max_requests, spin_us;
     char *kv_listen, *net_devices, *port_range, *debug_faults;
     int64_t drain_timeout_ms;
 } td_worker_conf;
@@ -55,6 +55,12 @@ static inline uint32_t td_worker_max_streams(const td_worker_conf *conf)
             "how KV pages travel; auto: shared memory within a host, RDMA between hosts"),         \
         TD_CONF_FIELD(strct, "allow-tcp", m.allow_tcp, BOOL, "false", NULL, NULL,                  \
                       "transport auto may end on tcp"),                                            \
+        TD_CONF_FIELD(strct, "kv-path", m.kv_path, ENUM, "auto", "auto|ring|direct", NULL,         \
+                      "how KV pages leave and enter device memory; ring: through page-locked "     \
+                      "host memory; direct: by UCX, or it is an error; auto: direct where UCX "    \
+                      "reaches GPU memory, in place on the CPU"),                                  \
+        TD_CONF_FIELD(strct, "kv-ring", m.kv_ring_mib, U32, "256", "1", "65536",                   \
+                      "MiB of page-locked host memory for the ring of each rank"),                 \
         TD_CONF_FIELD(strct, "kv-listen", m.kv_listen, STR, "", NULL, NULL,                        \
                       "address for KV pages, no wildcard, to be reachable from peers only; rank "  \
                       "r takes port + r; empty: the host of listen, any port"),                    \

@@ -11,7 +11,7 @@
 
 /* What daemons and transfer threads say to each other, control messages included; grows when any
  * of it changes. Both handshakes compare it. */
-#define TD_XFER_PROTOCOL 2U
+#define TD_XFER_PROTOCOL 3U
 #define TD_XFER_MAX_REGIONS 4U
 #define TD_XFER_MAX_DESC_BYTES 512U
 #define TD_XFER_HOST_ID_BYTES 16U

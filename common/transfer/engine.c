@@ -21,7 +21,8 @@
 #define STUCK_STEP_NS (5 * TD_NS_PER_MS)  /* time that we did not run ourselves does not count */
 #define APART_MIN_NS (250 * TD_NS_PER_MS) /* between restarts; doubled by one that did not help */
 #define APART_MAX_NS (8 * TD_NS_PER_S)
-#define RESTART_AGAIN_MS 100           /* after one that failed */
+#define LAYING_MS 1          /* sleep while UCX fetches: not every transport of it wakes us */
+#define RESTART_AGAIN_MS 100 /* after one that failed */
 #define GOODBYE_NS (20 * TD_NS_PER_MS) /* for closes, before a restart */
 #define STOP_NS (2 * TD_NS_PER_S)      /* for closes, at the end */
 
@@ -69,7 +70,7 @@ static td_link *find_link(td_engine *engine, td_xfer_link handle)
 static void cancel_job(td_engine *engine, const td_cmd_cancel *cmd)
 {
     td_job *job = &engine->jobs[cmd->job.slot];
-    if (job->live && job->handle.generation == cmd->job.generation)
+    if (job->live && !job->ending && job->handle.generation == cmd->job.generation)
         td_job_end(engine, job, TD_CANCELLED, "cancelled");
 }
 
@@ -142,6 +143,8 @@ static void sleep_until_work(td_engine *engine)
     size_t n_bytes;
     if (td_ring_peek(engine->commands, &msg, &n_bytes) == TD_OK)
         timeout_ms = 0;
+    if (timeout_ms > LAYING_MS && engine->n_laying > 0)
+        timeout_ms = LAYING_MS;
     if (timeout_ms > 0 && ucp_worker_arm(engine->ucx.worker) != UCS_OK) {
         timeout_ms = ++engine->n_arm_refused < REFUSED_SPINS ? 0 : REFUSED_SLEEP_MS;
         count_stuck(engine);
@@ -208,6 +211,7 @@ static void restart(td_engine *engine)
     say_goodbye(engine, GOODBYE_NS);
     td_status st = td_ucx_restart(&engine->ucx, &err);
     td_serve_forget_all(engine);
+    td_direct_forget(engine);
     engine->now_ns = engine->restarted_ns = td_now_ns();
     engine->n_arm_refused = 0;
     engine->stuck_ns = 0;
@@ -228,6 +232,8 @@ static void wait_for_worker(td_engine *engine)
     take_commands(engine);
     engine->now_ns = td_now_ns();
     run_timers(engine);
+    td_stage_tend(&engine->stage);
+    td_job_settle(engine);
     if (!engine->stopping)
         restart(engine);
 }
@@ -242,6 +248,9 @@ static void run(td_engine *engine)
         engine->now_ns = td_now_ns();
         unsigned n = take_commands(engine);
         n += progress(engine);
+        n += td_stage_tend(&engine->stage);
+        n += td_direct_tend(engine);
+        n += td_job_settle(engine);
         n += td_link_tend(engine);
         n += td_serve_tend(engine);
         atomic_fetch_add_explicit(&engine->n_rounds, 1, memory_order_release);
@@ -251,7 +260,8 @@ static void run(td_engine *engine)
         } else if (n > 0) {
             engine->busy_ns = engine->now_ns;
             engine->n_arm_refused = 0;
-        } else if (engine->now_ns - engine->busy_ns > SPIN_NS || !is_under_way(engine)) {
+        } else if (engine->stage.n_copying == 0 && engine->n_checking == 0 && /* they wake nobody */
+                   (engine->now_ns - engine->busy_ns > SPIN_NS || !is_under_way(engine))) {
             sleep_until_work(engine);
         }
     }
@@ -268,6 +278,24 @@ static void wind_up(td_engine *engine)
         }
     say_goodbye(engine, STOP_NS);
     td_ucx_close(&engine->ucx);
+    td_direct_close(engine);
+    td_stage_close(&engine->stage);
+}
+
+static td_status open_device(td_engine *engine, td_err *err)
+{
+    const td_xfer_config *config = &engine->config;
+    if (config->device_regions == 0)
+        return TD_OK;
+    int served = 0, drawn = 0;
+    for (uint32_t i = 0; i < config->n_regions; i++)
+        if (td_is_staged(engine, i))
+            *(engine->regions[i].served ? &served : &drawn) = 1;
+    td_status st = td_device_bind(config->device, err);
+    if (st != TD_OK)
+        return st;
+    return td_stage_open(&engine->stage, config->device, config->ring_bytes,
+                         drawn ? config->max_links : 0, served ? config->max_readers : 0, err);
 }
 
 static td_status start(td_engine *engine, td_err *err)
@@ -284,19 +312,28 @@ static td_status start(td_engine *engine, td_err *err)
         .n_sends = config->max_links * (2 * config->gets_per_link + 16) + config->max_readers * 128,
     };
     int serves = 0;
+    args.wants_gpu = config->device_regions != 0 && config->path != TD_XFER_RING &&
+                     td_device_is_gpu(config->device);
     for (uint32_t i = 0; i < config->n_regions; i++)
         serves |= engine->regions[i].served;
     if (!serves)
         args.listen = NULL;
-    td_status st = td_ucx_open(&engine->ucx, &args, err);
+    td_status st = open_device(engine, err);
+    if (st == TD_OK)
+        st = td_ucx_open(&engine->ucx, &args, err);
+    if (st == TD_OK)
+        st = td_direct_open(engine, err);
     if (st == TD_OK)
         st = td_link_init_all(engine, err);
     if (st == TD_OK)
         st = td_job_init_all(engine, err);
     if (st == TD_OK)
         st = td_serve_init_all(engine, err);
-    if (st != TD_OK)
+    if (st != TD_OK) {
         td_ucx_close(&engine->ucx);
+        td_direct_close(engine);
+        td_stage_close(&engine->stage);
+    }
     return st;
 }
 

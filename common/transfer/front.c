@@ -20,6 +20,7 @@ void td_xfer_config_init(td_xfer_config *config)
 {
     *config = (td_xfer_config){
         .transport = TD_XFER_AUTO,
+        .ring_bytes = 256ULL << 20,
         .max_links = 64,
         .max_readers = 64,
         .max_jobs = 1024,
@@ -53,6 +54,11 @@ static td_status check_config(const td_xfer_config *c, td_err *err)
             return td_fail(err, TD_CONFIG, "transfer: region %u is empty", i);
         else if (c->regions[i].served && c->regions[i].stride > UINT32_MAX)
             return td_fail(err, TD_CONFIG, "transfer: region %u has slots of 4 GiB and more", i);
+    if (c->device_regions >> c->n_regions != 0 || (c->device_regions != 0 && c->device == NULL))
+        return td_fail(err, TD_CONFIG, "transfer: regions of no device");
+    if (c->path == TD_XFER_DIRECT && (c->device_regions != 1 || (c->verify && c->crc == NULL)))
+        return td_fail(err, TD_CONFIG,
+                       "transfer: direct is for region 0 of a device, checked there");
     if (c->max_links == 0 || c->max_links > 4096 || c->max_readers == 0 || c->max_readers > 4096 ||
         c->max_jobs == 0 || c->max_jobs > 65536 || c->max_pages == 0 || c->max_pages > (1U << 24) ||
         c->gets_per_link == 0 || c->gets_per_link > TD_WIRE_MAX_PULLS)
@@ -186,6 +192,9 @@ td_status td_xfer_create(const td_xfer_config *config, td_xfer **out, td_err *er
         return td_fail(err, TD_NOMEM, "transfer: no memory");
     xfer->engine.wake_fd = -1;
     xfer->engine.config = *config;
+    if (config->path == TD_XFER_PATH_AUTO && config->device != NULL &&
+        !td_device_is_gpu(config->device))
+        xfer->engine.config.device_regions = 0; /* its memory is as good as any */
     for (uint32_t i = 0; i < config->n_regions; i++)
         xfer->engine.regions[i] = config->regions[i];
     snprintf(xfer->engine.incarnation, sizeof(xfer->engine.incarnation), "%s", config->incarnation);
@@ -244,6 +253,13 @@ const unsigned char *td_xfer_descriptor(const td_xfer *xfer, size_t *n_bytes)
 {
     *n_bytes = xfer->n_desc_bytes;
     return xfer->desc;
+}
+
+const char *td_xfer_kv_path(const td_xfer *xfer)
+{
+    if (!td_is_staged(&xfer->engine, TD_XFER_PAGES))
+        return "in-place";
+    return xfer->engine.is_direct ? "direct" : "ring";
 }
 
 void td_xfer_publish(td_xfer *xfer, uint32_t region, uint32_t slot, uint32_t generation,
@@ -375,6 +391,10 @@ static td_status check_get(const td_xfer *xfer, const td_front_link *link,
         return td_fail(err, TD_INVALID, "transfer: %u pages of region %u, deadline %lld",
                        args->n_pages, args->region, (long long)args->deadline_ns);
     const td_xfer_region *region = &engine->regions[args->region];
+    if (td_is_staged(engine, args->region) && region->served)
+        return td_fail(err, TD_UNSUPPORTED,
+                       "transfer: region %u is served from device memory; nothing is drawn into it",
+                       args->region);
     if (args->n_bytes == 0 || args->offset > region->stride ||
         args->n_bytes > region->stride - args->offset)
         return td_fail(err, TD_INVALID, "transfer: %llu bytes at %llu of slots of %llu",

@@ -5,6 +5,7 @@
 #ifndef TD_TRANSFER_INTERNAL_H
 #define TD_TRANSFER_INTERNAL_H
 #include "common/base/ring.h"
+#include "common/transfer/stage.h"
 #include "common/transfer/stats.h"
 #include "common/transfer/ucx.h"
 #include "common/transfer/wire.h"
@@ -132,12 +133,20 @@ typedef struct {
     uint64_t offset, n_bytes;
     int64_t deadline_ns, began_ns;
     uint32_t n_pages, n_done, n_refetched, n_out; /* n_out: gets under way */
+    uint32_t n_laying;
     uint64_t n_bytes_done;
     uint32_t first_page, cursor; /* list of all pages; the next one never asked for */
     uint32_t again;              /* list of pages to ask for again */
     int queued;                  /* in its link's queue: there is something to ask for */
     uint32_t queue_next;
     uint32_t live_next, live_prev; /* the engine's list of live jobs */
+    /* It has ended, but copies into its pages may be under way: its event comes when they are over
+     * (n_settled copies, see td_stage). */
+    int ending;
+    uint64_t n_settled;
+    td_status end_status;
+    int64_t ended_ns;
+    char end_text[496];
 } td_job;
 
 /* A get under way. Its id on the wire is (generation << 32 | slot): what arrives for an older one
@@ -145,6 +154,14 @@ typedef struct {
 typedef struct {
     int live;
     int stalled; /* fault: what arrives for it is swallowed */
+    /* UCX fetches its range, or it is being checked where it lies. Its slot is not used again, its
+     * page not fetched again, and its job's event not sent before that is over. */
+    int is_laying, is_wanted_again;
+    int is_forgotten;         /* within td_direct_forget() */
+    struct td_engine *engine; /* for UCX's callback */
+    uint8_t flip;             /* fault: its checksum is to be wrong */
+    uint32_t attempt;         /* of the link, when it was asked */
+    uint32_t next_to_check;
     uint32_t generation;
     uint32_t link, job, page;
     uint64_t n_got;
@@ -166,7 +183,7 @@ typedef struct {
     int same_host;
     char peer[TD_XFER_PEER_BYTES];
     td_wire_reader reader; /* what the source calls us */
-    int is_shm;
+    int is_shm, is_direct; /* direct: ranges are fetched from memory to memory */
     uint32_t piece_bytes;
     uint32_t queue_head, queue_tail; /* jobs with something to ask for, served in turn */
     uint32_t n_out;                  /* gets under way */
@@ -178,12 +195,20 @@ typedef struct {
         moved_ns; /* moved: the last piece that came, or the first get asked */
     int64_t rate_since_ns;
     uint64_t rate_bytes;
+    uint32_t fill;     /* the slot of the ring that its pieces are laid down in, or TD_STAGE_NONE */
+    uint64_t fill_at;  /* where the slot's bytes belong in the range */
+    uint32_t n_ending; /* jobs whose event waits for copies */
+    int is_going;      /* closed, and its event waits for theirs */
+    td_status going_status;
+    char going_text[400];
 } td_link;
 
 typedef struct {
     uint64_t get_id;
     uint32_t region, slot, generation, piece_bytes;
     uint64_t offset, n_bytes, n_sent;
+    uint64_t n_staged; /* of a device's region: on its way into the ring, or there, or sent */
+    int is_direct;     /* it goes as one rendezvous */
 } td_pull;
 
 /* Somebody who reads from here. */
@@ -197,9 +222,22 @@ typedef struct {
     uint32_t n_out;          /* messages under way: the slot is free when there are none */
     uint64_t n_window_bytes; /* sent, not acknowledged */
     int64_t hello_by_ns;
+    /* The ring's slots with what it gets next, in order, and how many they are. */
+    uint32_t staged, last_staged, n_staged;
     uint32_t first_pull, n_pulls; /* ring */
     td_pull pulls[TD_WIRE_MAX_PULLS];
 } td_reader;
+
+/* Ranges of one job that were fetched into a device's pages and are being checked there. */
+#define TD_CHECKS 8U
+#define TD_CHECK_RANGES 64U
+typedef struct {
+    td_event *done;
+    int32_t *slots, *device_slots; /* [TD_CHECK_RANGES] each; page-locked, and the device's */
+    uint32_t *crc, *device_crc;
+    uint32_t n; /* 0: free */
+    uint32_t gets[TD_CHECK_RANGES];
+} td_check;
 
 typedef struct td_engine {
     td_ucx ucx;
@@ -235,6 +273,14 @@ typedef struct td_engine {
     uint32_t free_page, free_get, live_jobs;
     uint32_t n_gets;
     uint32_t n_attempts;
+    td_stage stage;
+    uint32_t n_ending; /* jobs, of all links */
+    int is_direct;     /* UCX reaches the memory of the device's regions */
+    td_stream *check_stream;
+    void *check_memory, *check_device_memory;
+    td_check checks[TD_CHECKS];
+    uint32_t first_to_check, last_to_check; /* gets that were fetched, in order */
+    uint32_t n_laying, n_checking;          /* gets; checks that are not free */
 
     td_xfer_fault fault;
     uint32_t fault_seen;
@@ -246,6 +292,11 @@ typedef struct td_engine {
     td_served_shared served;
     td_drawn_shared drawn;
 } td_engine;
+
+static inline int td_is_staged(const td_engine *engine, uint32_t region)
+{
+    return (engine->config.device_regions >> region & 1) != 0;
+}
 
 /* engine.c: the thread */
 typedef struct {
@@ -268,6 +319,7 @@ void td_link_close(td_engine *engine, td_link *link);
 unsigned td_link_tend(
     td_engine *engine); /* after progress: broken endpoints, answers, new gets; returns how much */
 void td_link_timers(td_engine *engine);
+void td_link_say_down(td_engine *engine, td_link *link); /* its last job has settled */
 /* Around a restart of the worker: endpoints go, gets are asked again over new ones. */
 void td_link_suspend_all(td_engine *engine);
 void td_link_resume_all(td_engine *engine);
@@ -286,6 +338,34 @@ void td_job_end_all(td_engine *engine, const td_link *link, td_status status, co
 unsigned td_job_pump(td_engine *engine, td_link *link);    /* asks for pages while it may */
 void td_job_requeue_all(td_engine *engine, td_link *link); /* its gets are void; ask again */
 void td_job_timers(td_engine *engine);
+unsigned td_job_settle(td_engine *engine); /* events of jobs whose last copies are over */
+
+/* What is done to a get, by its id on the wire: job.c, arrive.c. */
+uint64_t td_get_id(const td_engine *engine, const td_get *get);
+/* After this, whatever arrives for it is dropped. */
+void td_get_free(td_engine *engine, td_get *get);
+void td_job_fetch_again(td_engine *engine, td_job *job, uint32_t page);
+/* Of the slot that a link's pieces are laid down in: into the page, or nowhere (NULL). */
+void td_link_empty_fill(td_engine *engine, td_link *link, void *to);
+td_status td_arrive_init(td_engine *engine, td_err *err); /* message handlers */
+td_get *td_get_find(td_engine *engine, uint64_t id, uint32_t link);
+unsigned char *td_get_page(const td_engine *engine, const td_get *get); /* where its range lies */
+void td_get_finish(td_engine *engine, td_get *get); /* n_got and crc32c are its range's */
+void td_get_laid(td_engine *engine, td_get *get);   /* fetching and checking are over */
+void td_get_again(td_engine *engine, td_get *get);  /* given up, and its page asked for again */
+/* The fault that a test asked for, as a range begins to arrive; bytes NULL: they cannot be changed
+ * here. 1: what came is swallowed. */
+int td_get_fault(td_engine *engine, td_link *link, td_get *get, unsigned char *bytes);
+void td_link_acknowledge(td_engine *engine, td_link *link, size_t n_bytes);
+
+/* direct.c */
+td_status td_direct_open(td_engine *engine, td_err *err);
+void td_direct_close(td_engine *engine); /* zeroed or half-open is fine */
+/* A rendezvous for this get has arrived; what the handler returns. */
+ucs_status_t td_direct_fetch(td_engine *engine, td_link *link, td_get *get, void *data,
+                             size_t n_bytes);
+unsigned td_direct_tend(td_engine *engine); /* begins checks, and ends those that are over */
+void td_direct_forget(td_engine *engine);   /* the worker is gone, and what it fetched */
 
 /* serve.c */
 td_status td_serve_init_all(td_engine *engine, td_err *err);

@@ -76,7 +76,17 @@ static void go_down(td_engine *engine, td_link *link, td_status status, const ch
     drop_ep(engine, link);
     enter(engine, link, TD_XFER_LINK_CLOSED);
     td_job_end_all(engine, link, status == TD_CANCELLED ? TD_PEER_LOST : status, text);
-    push_event(engine, link, TD_XFER_LINK_DOWN, status, text);
+    link->is_going = 1;
+    link->going_status = status;
+    snprintf(link->going_text, sizeof(link->going_text), "%s", text);
+    if (link->n_ending == 0)
+        td_link_say_down(engine, link);
+}
+
+void td_link_say_down(td_engine *engine, td_link *link)
+{
+    link->is_going = 0;
+    push_event(engine, link, TD_XFER_LINK_DOWN, link->going_status, link->going_text);
 }
 
 /* UCX's callback: the endpoint may only be closed outside of it. */
@@ -155,7 +165,7 @@ static void set_deadlines(td_engine *engine, td_link *link)
 void td_link_open(td_engine *engine, const td_cmd_open *cmd)
 {
     td_link *link = &engine->links[cmd->link.slot];
-    td_assert(link->state == TD_XFER_LINK_CLOSED && link->n_out == 0);
+    td_assert(link->state == TD_XFER_LINK_CLOSED && link->n_out == 0 && link->n_ending == 0);
     link->handle = cmd->link;
     link->desc = cmd->desc;
     link->same_host = cmd->same_host;
@@ -253,10 +263,28 @@ const char *td_link_judge_transport(const td_xfer_config *config, int same_host,
     return is_tcp ? "no RDMA between these hosts, and tcp is not allowed" : NULL;
 }
 
+/* Where nothing fetches from memory to memory UCX would emulate it with messages, and these do not
+ * bear a reader's death (docs/protocol.md, Why not ucp_get). Host memory is for tests. */
+static int may_fetch(const td_engine *engine, const char *fetcher)
+{
+    return fetcher[0] != '\0' || !td_device_is_gpu(engine->config.device);
+}
+
+/* The transport as it is shown: "posix", "posix+cuda_ipc". */
+static void tell_up(td_engine *engine, const td_link *link, const char *transport,
+                    const char *fetcher)
+{
+    char text[TD_XFER_TRANSPORT_BYTES];
+    int is_both = link->is_direct && fetcher[0] != '\0' && strcmp(transport, fetcher) != 0;
+    snprintf(text, sizeof(text), "%.15s%s%.14s", transport, is_both ? "+" : "",
+             is_both ? fetcher : "");
+    push_event(engine, link, TD_XFER_LINK_UP, TD_OK, text);
+}
+
 static void take_answer(td_engine *engine, td_link *link)
 {
     const td_wire_welcome *answer = &link->welcome;
-    char transport[TD_XFER_TRANSPORT_BYTES];
+    char transport[TD_XFER_TRANSPORT_BYTES], fetcher[TD_XFER_TRANSPORT_BYTES];
     char text[256];
     link->welcomed = 0;
     if (answer->status != TD_OK) {
@@ -267,8 +295,11 @@ static void take_answer(td_engine *engine, td_link *link)
         go_down(engine, link, TD_PEER_LOST, text);
         return;
     }
-    td_ucx_transport(link->ep, transport);
+    td_ucx_transport(link->ep, transport, fetcher);
     const char *wrong = td_link_judge_transport(&engine->config, link->same_host, transport);
+    link->is_direct = engine->is_direct && may_fetch(engine, fetcher);
+    if (wrong == NULL && !link->is_direct && engine->config.path == TD_XFER_DIRECT)
+        wrong = "direct was asked for, and there is neither cuda_ipc nor RDMA between us";
     if (wrong != NULL) {
         snprintf(text, sizeof(text), "UCX connected over %s: %s", transport, wrong);
         go_down(engine, link, TD_UNSUPPORTED, text);
@@ -282,7 +313,7 @@ static void take_answer(td_engine *engine, td_link *link)
     TD_SET(engine->link_shared[link->handle.slot].answer_ns, engine->now_ns - link->attempt_ns);
     enter(engine, link, TD_XFER_LINK_READY);
     if (is_new)
-        push_event(engine, link, TD_XFER_LINK_UP, TD_OK, transport);
+        tell_up(engine, link, transport, fetcher);
 }
 
 unsigned td_link_tend(td_engine *engine)
@@ -372,6 +403,7 @@ td_status td_link_init_all(td_engine *engine, td_err *err)
     for (uint32_t i = 0; i < engine->config.max_links; i++) {
         engine->links[i].state = TD_XFER_LINK_CLOSED;
         engine->links[i].engine = engine;
+        engine->links[i].fill = TD_STAGE_NONE;
         TD_SET(engine->link_shared[i].state, (uint32_t)TD_XFER_LINK_CLOSED);
     }
     return td_ucx_handle(&engine->ucx, TD_WIRE_WELCOME, on_welcome, engine, err);

@@ -49,6 +49,25 @@ static void count_readers(td_engine *engine, int delta)
     TD_SET(engine->served.n_readers, TD_GET(engine->served.n_readers) + (uint32_t)delta);
 }
 
+/* Lets the ring's slots go that hold bytes of this get, or of any (0). */
+static void unstage(td_engine *engine, td_reader *reader, uint64_t get_id)
+{
+    uint32_t *at = &reader->staged;
+    reader->last_staged = TD_STAGE_NONE;
+    while (*at != TD_STAGE_NONE) {
+        uint32_t i = *at;
+        td_stage_slot *slot = &engine->stage.slots[i];
+        if (get_id != 0 && slot->get_id != get_id) {
+            reader->last_staged = i;
+            at = &slot->next;
+            continue;
+        }
+        *at = slot->next;
+        reader->n_staged--;
+        td_stage_let_go(&engine->stage, i);
+    }
+}
+
 /* The slot stays taken until the last message under way came back. */
 static void close_reader(td_engine *engine, td_reader *reader)
 {
@@ -57,6 +76,7 @@ static void close_reader(td_engine *engine, td_reader *reader)
     td_ucx_close_ep(&engine->ucx, reader->ep);
     reader->ep = NULL;
     reader->n_pulls = 0;
+    unstage(engine, reader, 0);
     hide_reader(engine, reader);
     count_readers(engine, -1);
 }
@@ -86,6 +106,7 @@ void td_serve_on_connect(ucp_conn_request_h request, void *arg)
     memset(reader, 0, sizeof(*reader));
     reader->engine = engine;
     reader->generation = generation;
+    reader->staged = reader->last_staged = TD_STAGE_NONE;
     td_err err;
     if (td_ucx_accept(&engine->ucx, request, on_error, reader, &reader->ep, &err) != TD_OK) {
         reader->ep = NULL;
@@ -222,6 +243,7 @@ static ucs_status_t on_pull(void *arg, const void *header, size_t n_header_bytes
         .piece_bytes = msg.piece_bytes,
         .offset = msg.offset,
         .n_bytes = msg.n_bytes,
+        .is_direct = engine->is_direct && msg.is_direct && td_is_staged(engine, msg.region),
     };
     return UCS_OK;
 }
@@ -266,30 +288,99 @@ static ucs_status_t on_drop(void *arg, const void *header, size_t n_header_bytes
             reader->pulls[(reader->first_pull + kept++) % TD_WIRE_MAX_PULLS] = *pull;
     }
     reader->n_pulls = kept;
+    unstage(engine, reader, msg.get_id);
     return UCS_OK;
 }
 
 /* ---- sending ---- */
 
-static td_status send_piece(td_engine *engine, td_reader *reader, td_pull *pull)
+static const unsigned char *pull_bytes(const td_engine *engine, const td_pull *pull)
 {
     const td_xfer_region *region = &engine->regions[pull->region];
-    uint64_t n_left = pull->n_bytes - pull->n_sent;
-    uint64_t n_bytes = n_left < pull->piece_bytes ? n_left : pull->piece_bytes;
+    return (const unsigned char *)region->base + pull->slot * region->stride + pull->offset;
+}
+
+static int goes_by_ring(const td_engine *engine, const td_pull *pull)
+{
+    return td_is_staged(engine, pull->region) && !pull->is_direct;
+}
+
+/* Room in its window for another slot's bytes: whoever takes nothing holds TD_STAGE_READER_SLOTS at
+ * most. */
+static int may_stage(const td_reader *reader)
+{
+    return reader->n_window_bytes + (uint64_t)reader->n_staged * TD_STAGE_BYTES <
+           TD_WIRE_WINDOW_BYTES;
+}
+
+/* What comes next out of device memory is copied into the ring while pieces before it are sent. */
+static void stage_ahead(td_engine *engine, td_reader *reader)
+{
+    for (uint32_t i = 0; i < reader->n_pulls && may_stage(reader); i++) {
+        td_pull *pull = &reader->pulls[(reader->first_pull + i) % TD_WIRE_MAX_PULLS];
+        while (goes_by_ring(engine, pull) && pull->n_staged < pull->n_bytes && may_stage(reader)) {
+            uint64_t n_left = pull->n_bytes - pull->n_staged;
+            uint32_t n_bytes = n_left < TD_STAGE_BYTES ? (uint32_t)n_left : TD_STAGE_BYTES;
+            uint32_t slot = td_stage_take_source(&engine->stage);
+            if (slot == TD_STAGE_NONE)
+                return;
+            engine->stage.slots[slot].get_id = pull->get_id;
+            td_stage_read(&engine->stage, slot, pull_bytes(engine, pull) + pull->n_staged, n_bytes);
+            pull->n_staged += n_bytes;
+            if (reader->staged == TD_STAGE_NONE)
+                reader->staged = slot;
+            else
+                engine->stage.slots[reader->last_staged].next = slot;
+            reader->last_staged = slot;
+            reader->n_staged++;
+        }
+    }
+}
+
+/* Its next bytes stand where they can be sent from. */
+static int is_ready(td_engine *engine, const td_reader *reader, const td_pull *pull)
+{
+    if (!goes_by_ring(engine, pull))
+        return 1;
+    return reader->staged != TD_STAGE_NONE && td_stage_is_ready(&engine->stage, reader->staged);
+}
+
+/* The first slot was sent; it is let go. */
+static void next_staged(td_engine *engine, td_reader *reader)
+{
+    uint32_t slot = reader->staged;
+    reader->staged = engine->stage.slots[slot].next;
+    reader->n_staged--;
+    if (reader->staged == TD_STAGE_NONE)
+        reader->last_staged = TD_STAGE_NONE;
+    td_stage_let_go(&engine->stage, slot);
+}
+
+static td_status send_piece(td_engine *engine, td_reader *reader, td_pull *pull)
+{
+    td_stage_slot *slot = goes_by_ring(engine, pull) ? &engine->stage.slots[reader->staged] : NULL;
+    uint64_t n_left = slot != NULL ? slot->n_bytes - slot->n_sent : pull->n_bytes - pull->n_sent;
+    uint64_t n_bytes = n_left < pull->piece_bytes || pull->is_direct ? n_left : pull->piece_bytes;
     td_wire_data header = {.link = reader->link, .get_id = pull->get_id, .at = pull->n_sent};
     td_ucx_message msg = {
         .id = TD_WIRE_DATA,
         .header = &header,
         .n_header_bytes = sizeof(header),
-        .data = (const unsigned char *)region->base + pull->slot * region->stride + pull->offset +
-                pull->n_sent,
+        .data = slot != NULL ? slot->bytes + slot->n_sent : pull_bytes(engine, pull) + pull->n_sent,
         .n_data_bytes = (size_t)n_bytes,
         .n_out = &reader->n_out,
+        .n_data_out = slot != NULL ? &slot->n_out : NULL,
+        .rendezvous = pull->is_direct,
+        .is_gpu = pull->is_direct && td_device_is_gpu(engine->config.device),
     };
+    if (slot != NULL && engine->stage.failed)
+        return TD_CUDA;
     td_status st = td_ucx_send_message(&engine->ucx, reader->ep, &msg);
     if (st != TD_OK)
         return st;
     pull->n_sent += n_bytes;
+    if (slot != NULL && (slot->n_sent += (uint32_t)n_bytes) == slot->n_bytes)
+        next_staged(engine, reader);
     reader->n_window_bytes += n_bytes;
     TD_ADD(engine->served.n_bytes, n_bytes);
     TD_ADD(engine->reader_shared[reader - engine->readers].n_bytes, n_bytes);
@@ -305,10 +396,18 @@ static void drop_first(td_reader *reader)
 static unsigned serve(td_engine *engine, td_reader *reader)
 {
     unsigned n = 0;
-    while (n < BURST && reader->n_pulls > 0 && reader->n_window_bytes < TD_WIRE_WINDOW_BYTES) {
+    while (n < BURST && reader->n_pulls > 0) {
         td_pull *pull = &reader->pulls[reader->first_pull];
+        if (reader->n_window_bytes >=
+            (pull->is_direct ? TD_WIRE_DIRECT_WINDOW_BYTES : TD_WIRE_WINDOW_BYTES))
+            break;
+        stage_ahead(engine, reader);
+        if (!is_ready(engine, reader, pull))
+            break;
+        /* Looked at behind the copy into the ring: what was copied is of this generation. */
         if (!is_published(engine, pull->region, pull->slot, pull->generation, 0)) {
             refuse(engine, reader, pull->get_id, TD_MISMATCH); /* reclaimed meanwhile */
+            unstage(engine, reader, pull->get_id);
             drop_first(reader);
             n++;
             continue;
@@ -387,8 +486,11 @@ void td_serve_forget_all(td_engine *engine)
         reader->live = 0;
         reader->ep = NULL;
         reader->n_pulls = reader->n_out = 0;
+        if (reader->generation != 0)
+            unstage(engine, reader, 0);
         hide_reader(engine, reader);
     }
+    td_stage_forget_messages(&engine->stage);
     TD_SET(engine->served.n_readers, 0);
 }
 

@@ -14,14 +14,14 @@
 struct td_ucx_send {
     unsigned char header[TD_WIRE_HEADER_BYTES];
     td_ucx *ucx;
-    uint32_t *n_out;
+    uint32_t *n_out, *n_data_out;
     td_ucx_send *next; /* in the free list */
 };
 
 /* What we set, whatever the environment says. tcp is among the transports of AUTO and SHM because
  * UCX's connection manager speaks it, also between processes that then share memory. */
 static const struct {
-    const char *name, *value;
+    const char *name, *value; /* since 1.20 or so some names want their transport's in front */
 } options[] = {
     {"SOCKADDR_TLS_PRIORITY", "tcp"}, /* connections are made over plain sockets, not rdmacm */
     {"CM_REUSEADDR", "y"},            /* a restarted daemon gets its port back at once */
@@ -67,7 +67,12 @@ static void quieten(void)
 
 static td_status set_option(ucp_config_t *config, const char *name, const char *value, td_err *err)
 {
+    char with_tcp[64];
     ucs_status_t status = ucp_config_modify(config, name, value);
+    if (status != UCS_OK) {
+        snprintf(with_tcp, sizeof(with_tcp), "TCP_%s", name);
+        status = ucp_config_modify(config, with_tcp, value);
+    }
     if (status != UCS_OK)
         return td_fail(err, TD_CONFIG, "ucx: option %s=%s: %s", name, value,
                        ucs_status_string(status));
@@ -86,7 +91,11 @@ static const char *transports(td_xfer_transport transport)
 
 static td_status configure(ucp_config_t *config, const td_ucx_args *args, td_err *err)
 {
-    td_status st = set_option(config, "TLS", transports(args->transport), err);
+    char tls[64];
+    snprintf(tls, sizeof(tls), "%s%s", transports(args->transport), args->wants_gpu ? ",cuda" : "");
+    td_status st = set_option(config, "TLS", tls, err);
+    if (st == TD_OK) /* whoever receives does the copying */
+        st = set_option(config, "RNDV_SCHEME", "get_zcopy", err);
     for (size_t i = 0; st == TD_OK && i < sizeof(options) / sizeof(options[0]); i++)
         st = set_option(config, options[i].name, options[i].value, err);
     if (st == TD_OK && args->net_devices != NULL)
@@ -147,6 +156,13 @@ static td_status check_resources(const td_ucx *ucx, const td_ucx_args *args, td_
     td_status st = judge_resources(args, info, err);
     free(info);
     return st;
+}
+
+static int has_gpu(ucp_context_h context)
+{
+    ucp_context_attr_t attr = {.field_mask = UCP_ATTR_FIELD_MEMORY_TYPES};
+    return ucp_context_query(context, &attr) == UCS_OK &&
+           (attr.memory_types >> UCS_MEMORY_TYPE_CUDA & 1) != 0;
 }
 
 static td_status open_context(td_ucx *ucx, const td_ucx_args *args, td_err *err)
@@ -264,6 +280,8 @@ td_status td_ucx_open(td_ucx *ucx, const td_ucx_args *args, td_err *err)
     if (st == TD_OK)
         st = open_context(ucx, args, err);
     if (st == TD_OK)
+        ucx->has_gpu = args->wants_gpu && has_gpu(ucx->context);
+    if (st == TD_OK)
         st = open_worker(ucx, err);
     if (st == TD_OK)
         st = open_listener(ucx, err);
@@ -286,6 +304,8 @@ static void close_worker(td_ucx *ucx)
 void td_ucx_close(td_ucx *ucx)
 {
     close_worker(ucx);
+    if (ucx->memory != NULL)
+        ucp_mem_unmap(ucx->context, ucx->memory);
     if (ucx->context != NULL)
         ucp_cleanup(ucx->context);
     free(ucx->sends);
@@ -383,6 +403,8 @@ static void finish_send(td_ucx_send *send)
     td_ucx *ucx = send->ucx;
     if (send->n_out != NULL)
         --*send->n_out;
+    if (send->n_data_out != NULL)
+        --*send->n_data_out;
     send->next = ucx->free_sends;
     ucx->free_sends = send;
     ucx->n_sending--;
@@ -405,12 +427,17 @@ td_status td_ucx_send_message(td_ucx *ucx, ucp_ep_h ep, const td_ucx_message *ms
     ucx->n_sending++;
     memcpy(send->header, msg->header, msg->n_header_bytes);
     send->n_out = msg->n_out;
+    send->n_data_out = msg->n_data_out;
     if (send->n_out != NULL)
         ++*send->n_out;
+    if (send->n_data_out != NULL)
+        ++*send->n_data_out;
     ucp_request_param_t param = {
-        .op_attr_mask =
-            UCP_OP_ATTR_FIELD_FLAGS | UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA,
-        .flags = UCP_AM_SEND_FLAG_EAGER | (msg->reply ? (uint32_t)UCP_AM_SEND_FLAG_REPLY : 0U),
+        .op_attr_mask = UCP_OP_ATTR_FIELD_FLAGS | UCP_OP_ATTR_FIELD_CALLBACK |
+                        UCP_OP_ATTR_FIELD_USER_DATA | UCP_OP_ATTR_FIELD_MEMORY_TYPE,
+        .flags = (msg->rendezvous ? UCP_AM_SEND_FLAG_RNDV : UCP_AM_SEND_FLAG_EAGER) |
+                 (msg->reply ? (uint32_t)UCP_AM_SEND_FLAG_REPLY : 0U),
+        .memory_type = msg->is_gpu ? UCS_MEMORY_TYPE_CUDA : UCS_MEMORY_TYPE_HOST,
         .cb.send = on_sent,
         .user_data = send,
     };
@@ -422,11 +449,52 @@ td_status td_ucx_send_message(td_ucx *ucx, ucp_ep_h ep, const td_ucx_message *ms
     return UCS_PTR_IS_ERR(request) ? TD_PEER_LOST : TD_OK;
 }
 
+td_status td_ucx_register(td_ucx *ucx, void *base, size_t n_bytes, td_err *err)
+{
+    ucp_mem_map_params_t params = {
+        .field_mask = UCP_MEM_MAP_PARAM_FIELD_ADDRESS | UCP_MEM_MAP_PARAM_FIELD_LENGTH |
+                      UCP_MEM_MAP_PARAM_FIELD_MEMORY_TYPE,
+        .address = base,
+        .length = n_bytes,
+        .memory_type = UCS_MEMORY_TYPE_CUDA,
+    };
+    ucs_status_t status = ucp_mem_map(ucx->context, &params, &ucx->memory);
+    if (status == UCS_OK)
+        return TD_OK;
+    ucx->memory = NULL;
+    return td_fail(err, TD_UNSUPPORTED, "ucx %s: registering %zu bytes of GPU memory: %s",
+                   ucp_get_version_string(), n_bytes, ucs_status_string(status));
+}
+
+td_status td_ucx_fetch(td_ucx *ucx, void *data, void *to, size_t n_bytes, int is_gpu,
+                       ucp_am_recv_data_nbx_callback_t on_done, void *arg)
+{
+    ucp_request_param_t param = {
+        .op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA |
+                        UCP_OP_ATTR_FIELD_MEMORY_TYPE,
+        .cb.recv_am = on_done,
+        .user_data = arg,
+        .memory_type = is_gpu ? UCS_MEMORY_TYPE_CUDA : UCS_MEMORY_TYPE_HOST,
+    };
+    ucs_status_ptr_t request = ucp_am_recv_data_nbx(ucx->worker, data, to, n_bytes, &param);
+    if (request == NULL)
+        return TD_OK;
+    return UCS_PTR_IS_ERR(request) ? TD_PEER_LOST : TD_PENDING;
+}
+
+static int is_fetcher(const char *name)
+{
+    return strcmp(name, "cuda_ipc") == 0 || strncmp(name, "rc_", 3) == 0 ||
+           strncmp(name, "dc_", 3) == 0;
+}
+
 /* `#  lane[1]:  2:posix/memory.0 md[2] -> md[2]/posix/sysdev[255] am am_bw#0 keepalive`: the lane
  * with the role "am". The connection manager's lane has no number. */
-void td_ucx_parse_transport(const char *info, char out[TD_XFER_TRANSPORT_BYTES])
+void td_ucx_parse_transport(const char *info, char out[TD_XFER_TRANSPORT_BYTES],
+                            char fetcher[TD_XFER_TRANSPORT_BYTES])
 {
     snprintf(out, TD_XFER_TRANSPORT_BYTES, "?");
+    fetcher[0] = '\0';
     for (const char *lane = strstr(info, "lane["); lane != NULL; lane = strstr(lane + 1, "lane[")) {
         char line[512];
         size_t n = strcspn(lane, "\n");
@@ -434,31 +502,36 @@ void td_ucx_parse_transport(const char *info, char out[TD_XFER_TRANSPORT_BYTES])
                  lane);
         strcat(line, " ");
         char name[TD_XFER_TRANSPORT_BYTES];
-        if (sscanf(line, "lane[%*d]: %*d:%31[^/]/", name) == 1 && strstr(line, " am ") != NULL) {
+        if (sscanf(line, "lane[%*d]: %*d:%31[^/]/", name) != 1)
+            continue;
+        if (strstr(line, " am ") != NULL && strcmp(out, "?") == 0)
             memcpy(out, name, sizeof(name));
-            return;
-        }
+        if (is_fetcher(name))
+            memcpy(fetcher, name, sizeof(name));
     }
 }
 
 /* ucp_ep_query(), since 1.16, names the connection manager's tcp beside the lanes' transports and
- * does not tell which lane does what; what UCX prints has one form from 1.13 to 1.16. */
-void td_ucx_transport(ucp_ep_h ep, char out[TD_XFER_TRANSPORT_BYTES])
+ * does not tell which lane does what; what UCX prints has one form from 1.13 to 1.22. */
+void td_ucx_transport(ucp_ep_h ep, char out[TD_XFER_TRANSPORT_BYTES],
+                      char fetcher[TD_XFER_TRANSPORT_BYTES])
 {
     char *text = NULL;
     size_t n_bytes = 0;
     snprintf(out, TD_XFER_TRANSPORT_BYTES, "?");
+    fetcher[0] = '\0';
     FILE *stream = open_memstream(&text, &n_bytes);
     if (stream == NULL)
         return;
     ucp_ep_print_info(ep, stream);
     fclose(stream);
-    td_ucx_parse_transport(text, out);
+    td_ucx_parse_transport(text, out, fetcher);
+    td_debug("ucx.lanes", "text=\"%s\"", text);
     free(text);
 }
 
 int td_ucx_is_shm(const char *transport)
 {
-    return strcmp(transport, "posix") == 0 || strcmp(transport, "sysv") == 0 ||
-           strcmp(transport, "self") == 0;
+    return strcmp(transport, "posix") == 0 || strcmp(transport, "posix+cuda_ipc") == 0 ||
+           strcmp(transport, "sysv") == 0 || strcmp(transport, "self") == 0;
 }

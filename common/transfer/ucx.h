@@ -27,6 +27,7 @@ typedef struct {
     ucp_listener_conn_callback_t on_connect;
     void *arg;
     uint32_t n_sends; /* messages under way at once */
+    int wants_gpu;    /* GPU memory is to be sent and received, if this UCX can */
 } td_ucx_args;
 
 typedef struct {
@@ -43,6 +44,8 @@ typedef struct {
     td_ucx_send *sends; /* [n_sends] */
     td_ucx_send *free_sends;
     uint32_t n_sends, n_sending;
+    int has_gpu;      /* it was wanted, and this UCX can */
+    ucp_mem_h memory; /* NULL, or td_ucx_register()'s */
 } td_ucx;
 
 typedef struct {
@@ -51,8 +54,11 @@ typedef struct {
     size_t n_header_bytes; /* copied */
     const void *data;      /* stays until the message is out; NULL: none */
     size_t n_data_bytes;
-    uint32_t *n_out; /* NULL, or counts this message while it is under way */
-    int reply;       /* 1: the receiver learns the endpoint */
+    uint32_t *n_out;      /* NULL, or counts this message while it is under way */
+    uint32_t *n_data_out; /* the same, beside it */
+    int reply;            /* 1: the receiver learns the endpoint */
+    int rendezvous;       /* 1: the receiver fetches the data, or drops them */
+    int is_gpu;           /* rendezvous: data is GPU memory */
 } td_ucx_message;
 
 /* Zeroed *ucx. TD_CONFIG: this machine cannot do what is asked. */
@@ -72,10 +78,20 @@ td_status td_ucx_accept(td_ucx *ucx, ucp_conn_request_h request, ucp_err_handler
 void td_ucx_close_ep(td_ucx *ucx, ucp_ep_h ep);
 /* TD_OK: it is on its way. TD_FULL: as many as there may be are under way. TD_PEER_LOST. */
 td_status td_ucx_send_message(td_ucx *ucx, ucp_ep_h ep, const td_ucx_message *msg);
+/* GPU memory that messages will be sent from or received into, once, before any of it. */
+td_status td_ucx_register(td_ucx *ucx, void *base, size_t n_bytes, td_err *err);
+/* Within a handler: fetches a rendezvous' data, a handler's `data`. TD_OK: they are there.
+ * TD_PENDING: on_done follows, once; the handler returns UCS_INPROGRESS in both cases. Otherwise
+ * the endpoint is broken. */
+td_status td_ucx_fetch(td_ucx *ucx, void *data, void *to, size_t n_bytes, int is_gpu,
+                       ucp_am_recv_data_nbx_callback_t on_done, void *arg);
 /* The transport that carries active messages of a connected endpoint: "posix", "tcp"; "?" when UCX
- * does not tell. */
-void td_ucx_transport(ucp_ep_h ep, char out[TD_XFER_TRANSPORT_BYTES]);
+ * does not tell. *fetcher: "cuda_ipc", or an RDMA transport, if memory of a GPU can be fetched over
+ * it without the other process's doing; otherwise "". */
+void td_ucx_transport(ucp_ep_h ep, char out[TD_XFER_TRANSPORT_BYTES],
+                      char fetcher[TD_XFER_TRANSPORT_BYTES]);
 int td_ucx_is_shm(const char *transport);
-/* The transport named in what ucp_ep_print_info() writes (here for its test). */
-void td_ucx_parse_transport(const char *info, char out[TD_XFER_TRANSPORT_BYTES]);
+/* The same from what ucp_ep_print_info() writes (here for its test). */
+void td_ucx_parse_transport(const char *info, char out[TD_XFER_TRANSPORT_BYTES],
+                            char fetcher[TD_XFER_TRANSPORT_BYTES]);
 #endif

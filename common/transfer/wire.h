@@ -15,6 +15,8 @@
  * UCX would assemble it in memory of its own. */
 #define TD_WIRE_SHM_PIECE_BYTES (32U << 10)
 #define TD_WIRE_NET_PIECE_BYTES (60U << 10)
+/* Where UCX fetches a range from memory to memory nothing of it lies in buffers meanwhile. */
+#define TD_WIRE_DIRECT_WINDOW_BYTES (64U << 20)
 #define TD_WIRE_MAX_PULLS 256U /* of one reader, not finished */
 
 typedef enum {
@@ -59,12 +61,15 @@ typedef struct {
     uint64_t offset, n_bytes;
     uint32_t piece_bytes;
     uint32_t generation; /* of the slot: what was announced, and nothing later */
+    uint32_t is_direct;  /* 1: the range may come as one rendezvous, see DATA */
+    uint32_t reserved;
 } td_wire_pull;
 
 typedef struct {
     td_wire_link link;
     uint64_t get_id;
-    uint64_t at; /* of the range; the bytes follow as the message's data */
+    uint64_t at; /* of the range; the bytes follow as the message's data, or as UCX's rendezvous:
+                    then they are the whole range, and the reader fetches them */
 } td_wire_data;
 
 typedef struct {

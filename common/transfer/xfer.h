@@ -18,6 +18,7 @@
 #define TD_TRANSFER_XFER_H
 #include "common/base/ring.h"
 #include "common/base/status.h"
+#include "common/device/device.h"
 #include "common/transfer/desc.h"
 #include "common/transfer/fault.h"
 
@@ -41,6 +42,17 @@ typedef struct {
 
 /* The knob's order: "auto|shm|tcp". */
 typedef enum { TD_XFER_AUTO, TD_XFER_SHM, TD_XFER_TCP } td_xfer_transport;
+
+/* How bytes of a device's regions get from and to other processes; the knob's order. AUTO: in place
+ * where the device's memory is the host's, DIRECT where UCX reaches it, otherwise RING. RING: by a
+ * ring of page-locked host memory, also where it need not be. DIRECT: UCX moves them from memory to
+ * memory, or it is an error; what a peer does not send or take so goes by the ring all the same. */
+typedef enum { TD_XFER_PATH_AUTO, TD_XFER_RING, TD_XFER_DIRECT } td_xfer_path;
+
+/* Begins to compute, on the stream, the CRC32C of a range of each of n slots of region 0. slots and
+ * crc are the device's memory, there until the stream has passed. */
+typedef td_status (*td_xfer_crc)(void *arg, td_stream *stream, const int32_t *slots, uint32_t n,
+                                 uint64_t offset, uint64_t n_bytes, uint32_t *crc);
 
 /* By convention region 0 is the KV pool and region 1 the blobs; a region has the same index and
  * stride at both ends. */
@@ -68,6 +80,16 @@ typedef struct {
     uint32_t rank;
     const td_xfer_region *regions; /* [n_regions] */
     uint32_t n_regions;
+    /* Regions whose bases are memory of this device, one bit each. NULL and 0: all are the host's,
+     * read and written in place. The device outlives the td_xfer; its own stream is not used. */
+    td_device *device;
+    uint32_t device_regions;
+    td_xfer_path path;
+    td_xfer_crc crc; /* for DIRECT, with verify: checks pages where they are; transfer thread */
+    void *crc_arg;
+    /* 256 MiB; at least 1 MiB for each of max_readers where a region of the device is served, and
+     * 256 KiB for each of max_links and one more where one is drawn into. */
+    uint64_t ring_bytes;
     uint32_t max_links;     /* 64 that this end opens */
     uint32_t max_readers;   /* 64 that others open to this end */
     uint32_t max_jobs;      /* 1024 live at once */
@@ -91,6 +113,8 @@ td_status td_xfer_create(const td_xfer_config *config, td_xfer **out, td_err *er
 void td_xfer_destroy(td_xfer *xfer);
 /* What a reader needs to open a link to here; constant until destroy(). */
 const unsigned char *td_xfer_descriptor(const td_xfer *xfer, size_t *n_bytes);
+/* How bytes get from and to region 0: "in-place", by the "ring", or "direct". */
+const char *td_xfer_kv_path(const td_xfer *xfer);
 
 /* Source. Nothing of a slot can be read until it is published, nor after it is reclaimed: a get
  * names the generation that was announced to it, and is refused under any other. Calls for a region

@@ -323,6 +323,16 @@ static td_status event_wait(td_event *event, td_stream *s, td_err *err)
     return e == cudaSuccess ? TD_OK : failed(err, s, "running what was enqueued", e);
 }
 
+static td_status event_poll(td_event *event, td_stream *s)
+{
+    const cudaError_t e = cudaEventQuery(event->event);
+    if (e == cudaErrorNotReady) {
+        cudaGetLastError(); /* it is no launch's failure */
+        return TD_PENDING;
+    }
+    return td_cuda_keep(s, "running what was enqueued", e);
+}
+
 static td_status event_elapsed_ns(td_event *from, td_event *to, td_stream *s, int64_t *out,
                                   td_err *err)
 {
@@ -334,11 +344,81 @@ static td_status event_elapsed_ns(td_event *from, td_event *to, td_stream *s, in
     return TD_OK;
 }
 
-static const td_device_class cuda_class = {
-    close_device, alloc_memory,  free_memory,  alloc_host,   free_host,
-    free_bytes,   write_memory,  read_memory,  fill_memory,  copy_memory,
-    sync_stream,  graph_begin,   graph_end,    graph_launch, graph_destroy,
-    event_create, event_destroy, event_record, event_wait,   event_elapsed_ns};
+/* ---- for a second thread ---- */
+
+static td_status bind_thread(td_device *device, td_err *err)
+{
+    td_stream *s = stream_of(device);
+    cudaError_t e = cudaSetDevice(s->index);
+    if (e == cudaSuccess)
+        e = cudaFree(NULL); /* the context is made, and current for the driver's calls, too */
+    return e == cudaSuccess ? TD_OK : failed(err, s, "making its context current", e);
+}
+
+static td_status open_stream(td_device *device, td_stream **out, td_err *err)
+{
+    const td_stream *own = stream_of(device);
+    td_stream *s = static_cast<td_stream *>(calloc(1, sizeof(*s)));
+    if (s == NULL)
+        return td_fail(err, TD_NOMEM, "device: no memory");
+    s->head = own->head;
+    s->index = own->index;
+    cudaError_t e = cudaSetDevice(s->index);
+    if (e == cudaSuccess)
+        e = cudaStreamCreateWithFlags(&s->stream, cudaStreamNonBlocking);
+    if (e != cudaSuccess) {
+        td_status st = failed(err, s, "opening a stream", e);
+        free(s);
+        return st;
+    }
+    *out = s;
+    return TD_OK;
+}
+
+static void close_stream(td_stream *s)
+{
+    cudaSetDevice(s->index);
+    cudaStreamSynchronize(s->stream);
+    cudaStreamDestroy(s->stream);
+    for (int i = 0; i < s->n_scratch; i++)
+        cudaFree(s->scratch[i]);
+    free(s);
+}
+
+/* Devices say whether they order a network adapter's writes themselves: before what they read
+ * themselves, or before what any device reads, as ranks do that copy pages of another GPU. The
+ * device's own stream is not the caller's: nothing is kept with it. */
+static td_status flush_writes(td_device *device)
+{
+    const int index = stream_of(device)->index;
+    int ordering = 0, options = 0;
+    cudaError_t e =
+        cudaDeviceGetAttribute(&ordering, cudaDevAttrGPUDirectRDMAWritesOrdering, index);
+    if (e == cudaSuccess)
+        e = cudaDeviceGetAttribute(&options, cudaDevAttrGPUDirectRDMAFlushWritesOptions, index);
+    if (e != cudaSuccess || ordering >= cudaGPUDirectRDMAWritesOrderingAllDevices)
+        return e == cudaSuccess ? TD_OK : TD_CUDA;
+    if ((options & cudaFlushGPUDirectRDMAWritesOptionHost) != 0)
+        e = cudaDeviceFlushGPUDirectRDMAWrites(cudaFlushGPUDirectRDMAWritesTargetCurrentDevice,
+                                               cudaFlushGPUDirectRDMAWritesToAllDevices);
+    else if (ordering < cudaGPUDirectRDMAWritesOrderingOwner)
+        e = cudaErrorNotSupported;
+    return e == cudaSuccess ? TD_OK : TD_CUDA;
+}
+
+static const td_device_class cuda_class = {close_device,     alloc_memory,
+                                           free_memory,      alloc_host,
+                                           free_host,        free_bytes,
+                                           write_memory,     read_memory,
+                                           fill_memory,      copy_memory,
+                                           sync_stream,      graph_begin,
+                                           graph_end,        graph_launch,
+                                           graph_destroy,    event_create,
+                                           event_destroy,    event_record,
+                                           event_wait,       event_poll,
+                                           event_elapsed_ns, 1,
+                                           bind_thread,      open_stream,
+                                           close_stream,     flush_writes};
 
 /* What there is, against what this build has code for. */
 static td_status check_device(uint32_t index, cudaDeviceProp *prop, td_err *err)

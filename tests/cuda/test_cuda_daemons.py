@@ -2,7 +2,7 @@
 """test_cuda_daemons.py - router, prefill and decode as separate processes, the two workers on one GPU: what they
 generate equals the CPU backend's in precise mode, and is the same with and without drafts, alone and in a crowd.
 
-    test_cuda_daemons.py --bin DIR [--gpu N] [--model DIR] [CLAIM]
+    test_cuda_daemons.py --bin DIR [--gpu N] [--model DIR] [--kv-path auto|ring|direct] [CLAIM]
 
 DIR holds the programs, side by side (an installed tree's bin) or each in its folder (a build tree). Needs nothing but
 Python's own library. Exit 77: no GPU that the CUDA backend can use.
@@ -51,6 +51,8 @@ class Cluster:
         model = ["--model", str(ARGS.model)]
         worker = model + ["--backend", backend, "--gpu", str(ARGS.gpu), "--kv-pages", "512",
                           "--ranks", str(ranks), "--ranks-per-gpu", str(ranks), *common]
+        if backend == "cuda":
+            worker += ["--kv-path", ARGS.kv_path]
         self.router, self.admins = at[0], ports[3:]
         self.logs = tempfile.TemporaryDirectory()
         self.processes = {}
@@ -75,6 +77,11 @@ class Cluster:
                 sys.exit(f"not ready; ended: {dead}")
             time.sleep(0.1)
         return self
+
+    def kv_paths(self):
+        """What the workers' logs say: {"direct"}."""
+        logs = self.log("tandem-prefill").read_text() + self.log("tandem-decode").read_text()
+        return {word[3:] for word in logs.split() if word.startswith("kv=")}
 
     def __exit__(self, kind, value, trace):
         for p in self.processes.values():
@@ -129,6 +136,8 @@ def precise_text_equals_the_cpu_backends():
     with Cluster("cuda", "--precise", drafts=3) as cuda:
         for ids, tokens in zip(PROMPTS, want):
             assert cuda.generate(ids, *GREEDY)[0] == tokens, f"prompt of {len(ids)} tokens"
+        print("pages by:", *cuda.kv_paths())
+        assert ARGS.kv_path == "auto" or cuda.kv_paths() == {ARGS.kv_path}
 
 
 def drafts_and_a_crowd_change_nothing():
@@ -177,6 +186,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--bin", type=pathlib.Path, required=True)
     parser.add_argument("--gpu", type=int, default=0)
+    parser.add_argument("--kv-path", choices=("auto", "ring", "direct"), default="auto")
     parser.add_argument("--model", type=pathlib.Path, default=here / "models" / "tiny-v32")
     parser.add_argument("claim", nargs="?", choices=CLAIMS)
     ARGS = parser.parse_args()

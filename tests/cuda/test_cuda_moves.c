@@ -1,5 +1,6 @@
 /* The CUDA forms of copies, conversions and sums in a fixed order: bits equal the judges'; a NaN
  * that was computed is like any other. */
+#include "common/base/clock.h"
 #include "kernels/embed/embed.h"
 #include "kernels/gather_rows/gather_rows.h"
 #include "kernels/index_weights/index_weights.h"
@@ -186,5 +187,44 @@ TEST(sum_partials_adds_in_the_judges_order)
         ct_result_free(&y);
         free(parts);
     }
+    ct_close(&g);
+}
+
+TEST(a_second_streams_points_say_when_its_copies_are_over)
+{
+    enum { N = 1 << 20 };
+    kt_rng rng = kt_seeded();
+    ct_gpu g = ct_open();
+    td_stream *other;
+    td_event *point;
+    void *first, *second, *host;
+    TD_EQ(TD_OK, td_device_bind(g.device, NULL));
+    TD_EQ(1, td_device_is_gpu(g.device));
+    TD_EQ(TD_OK, td_device_open_stream(g.device, &other, NULL));
+    TD_EQ(TD_OK, td_event_create(g.device, &point, NULL));
+    TD_EQ(TD_OK, td_device_alloc(g.device, N, &first, NULL));
+    TD_EQ(TD_OK, td_device_alloc(g.device, N, &second, NULL));
+    TD_EQ(TD_OK, td_device_alloc_host(g.device, (size_t)2 * N, &host, NULL));
+    TD_EQ(TD_OK, td_stream_sync(g.stream, NULL)); /* they are zeroed there */
+    unsigned char *there = host, *back = there + N;
+    for (int i = 0; i < 20; i++) {
+        fill_bytes(&rng, there, N);
+        TD_EQ(TD_OK, td_stream_write(other, first, there, N));
+        TD_EQ(TD_OK, td_device_flush_writes(g.device));
+        TD_EQ(TD_OK, td_stream_copy(other, second, first, N));
+        TD_EQ(TD_OK, td_stream_read(other, back, second, N));
+        TD_EQ(TD_OK, td_event_record(point, other));
+        const int64_t end_ns = td_now_ns() + 10 * TD_NS_PER_S;
+        td_status st;
+        while ((st = td_event_poll(point, other)) == TD_PENDING)
+            TD_TRUE(td_now_ns() < end_ns);
+        TD_EQ(TD_OK, st);
+        TD_MEM(there, back, N);
+    }
+    td_event_destroy(g.device, point);
+    td_device_close_stream(other);
+    td_device_free_host(g.device, host);
+    td_device_free(g.device, first);
+    td_device_free(g.device, second);
     ct_close(&g);
 }

@@ -14,7 +14,7 @@ GREEDY = dict(temperature=0, ignore_eos=True)
 
 def _transports(args):
     """UCX is not built with sanitizers: one of its ways tells them as much as two."""
-    return ("shm",) if is_sanitized(args.bin) else ("shm", "tcp")
+    return ("ring",) if is_sanitized(args.bin) else ("shm", "tcp", "ring")
 
 
 def _sized(args, n, sanitized):
@@ -23,7 +23,9 @@ def _sized(args, n, sanitized):
 
 
 def flags(transport, *more):
-    return ["--transport", transport, "--debug-poison"] + list(more)
+    """ring: shared memory, and pages that go through the ring as a GPU's do."""
+    ways = ["--transport", "shm", "--kv-path", "ring"] if transport == "ring" else ["--transport", transport]
+    return ways + ["--debug-poison"] + list(more)
 
 
 def no_poison(cluster):

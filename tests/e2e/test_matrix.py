@@ -18,6 +18,7 @@ FACTORS = {
     "split": ["round-robin", "in-seq"],
     "moe": ["fused", "ep"],
     "transport": ["shm", "tcp"],
+    "kv_path": ["auto", "ring"],
     "drafts": [0, 1, 2, 3, 4],
     "chunk": [256, 8192],
     "crowd": [False, True],
@@ -38,7 +39,7 @@ def rank_flags(row):
 
 
 class References:
-    """Continuations by what can change them: neither transport nor crowd, nor drafts (test_golden claims that)."""
+    """Continuations by what can change them: not transport, kv-path, crowd, nor drafts (test_golden claims that)."""
 
     def __init__(self, args):
         self.args, self.known = args, {}
@@ -54,7 +55,7 @@ class Group:
     """Rows that differ in drafts and crowd only share a prefill daemon: one decode daemon and router for each k."""
 
     def __init__(self, args, row, drafts):
-        common = mode_flags(row) + ["--transport", row["transport"], "--debug-poison"]
+        common = mode_flags(row) + ["--transport", row["transport"], "--kv-path", row["kv_path"], "--debug-poison"]
         self.cluster = Cluster(args.bin, model=args.model, n_decode=len(drafts), start=False,
                                prefill_flags=common + rank_flags(row),
                                decode_flags=[common + ["--drafts", str(k)] for k in drafts])

@@ -8,10 +8,11 @@ from reference import continuation, prompt_ids
 N_NEW = 24
 
 
-def _continue_as_one_process(args, ranks, mode, drafts):
+def _continue_as_one_process(args, ranks, mode, drafts, path="auto"):
+    worker = mode + ["--kv-path", path, "--debug-poison"]
     lengths = [1, 63, 65] if is_sanitized(args.bin) else [1, 63, 64, 65, 300]
-    with Cluster(args.bin, model=args.model, prefill_flags=mode + ["--ranks", "2", "--debug-poison"],
-                 decode_flags=mode + ["--ranks", str(ranks), "--drafts", str(drafts), "--debug-poison"]) as c:
+    with Cluster(args.bin, model=args.model, prefill_flags=worker + ["--ranks", "2"],
+                 decode_flags=worker + ["--ranks", str(ranks), "--drafts", str(drafts)]) as c:
         prompts = [prompt_ids(c, n) for n in lengths]
         flags = mode + ["--ranks", "2", "--tp", str(ranks)]
         want = [continuation(args, ids, N_NEW, flags) for ids in prompts]
@@ -28,8 +29,9 @@ def _continue_as_one_process(args, ranks, mode, drafts):
 
 
 def a_decoder_on_several_ranks_continues_as_one_process_does(args):
-    """3 of 4 heads' owners in precise mode; heads in pairs, and ranks without any, where FP8 blocks ask for it."""
-    _continue_as_one_process(args, 3, ["--precise"], 2)
+    """3 of 4 heads' owners in precise mode; heads in pairs, and ranks without any, where FP8 blocks ask for it; pages by the
+    ring and without."""
+    _continue_as_one_process(args, 3, ["--precise"], 2, "ring")
     if not is_sanitized(args.bin):
         _continue_as_one_process(args, 2, ["--kv", "fp8"], 0)
         _continue_as_one_process(args, 4, ["--kv", "bf16"], 3)

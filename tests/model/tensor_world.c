@@ -47,7 +47,6 @@ void td_tensor_world_open(td_tensor_world *w, const char *dir, td_backend_kind b
                           .config = &w->h.config,
                           .layout = &w->h.layout,
                           .precise = precise,
-                          .private_pages = 1,
                           .tensor = 1,
                           .n_ranks = n_ranks,
                           .n_threads = 1,
@@ -121,8 +120,6 @@ static void prepare(td_tensor_world *w, td_tensor_request *r, int i)
                           .sampling = &r->seq.sampling,
                           .hidden_out = w->state};
     r->seq.first_token = td_harness_prompt(&w->h, &seq, 0, NULL);
-    for (int k = 0; k < TD_TENSOR_PAGES_EACH; k++)
-        must(td_rank_stage_out(from, r->pages[k], 0, from->slab.page_stride), &err);
     must(td_stream_read(stream, state, w->state, n_bytes), &err);
     must(td_stream_sync(stream, &err), &err);
     for (uint32_t rank = 0; rank < w->n_ranks; rank++) {

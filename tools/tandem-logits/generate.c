@@ -63,14 +63,13 @@ static td_rank_options rank_options(const td_continuation *c, const td_model_con
     td_rank_options o = td_logits_rank_options(c->o, c->ckpt, config, c->layout, c->n_pages);
     o.moe = TD_MOE_FUSED;
     o.tensor = n > 1;
-    o.private_pages = 1;
     o.rank = index;
     o.n_ranks = n;
     o.n_threads = td_rank_threads(c->o->n_threads, n);
     return o;
 }
 
-/* The prompt's pages and state, as rank 0 of the prefill has them on the host by now. */
+/* The prompt's pages out of the memory of rank 0 of the prefill, and its state. */
 static td_status take_over(worker *w)
 {
     const td_continuation *c = w->c;
@@ -144,13 +143,11 @@ static void take_result(td_logits_result *out, const td_logits_result *from)
     out->decode_s = from->decode_s;
 }
 
-/* What the prefill's rank 0 holds, to where the other ranks can read it. */
+/* The state that the prefill's rank 0 holds, to the host; its pages are computed by then. */
 static td_status fetch(const td_continuation *c, void *state, size_t n_bytes, td_err *err)
 {
     td_stream *stream = td_device_stream(c->prompt->device);
     td_status st = td_stream_read(stream, state, c->hidden, n_bytes);
-    for (uint32_t i = 0; i < c->n_pages && st == TD_OK; i++)
-        st = td_rank_stage_out(c->prompt, c->pages[i], 0, c->prompt->slab.page_stride);
     return st == TD_OK ? td_stream_sync(stream, err) : st;
 }
 

@@ -181,6 +181,7 @@ TEST(points_on_a_stream_are_in_order)
     TD_EQ(TD_OK, td_event_record(a, stream));
     TD_EQ(TD_OK, td_event_record(b, stream));
     TD_EQ(TD_OK, td_event_wait(b, stream, NULL));
+    TD_EQ(TD_OK, td_event_poll(a, stream));
     TD_EQ(TD_OK, td_event_elapsed_ns(a, b, stream, &ns, NULL));
     TD_TRUE(ns >= 0);
     td_event_destroy(device, a);
@@ -235,5 +236,33 @@ TEST(open_refuses_and_survives_failing_allocations)
     TD_TRUE(td_cpu_threads(td_device_stream(device)) >= 1);
     void *p;
     TD_EACH_ALLOC_FAILS(TD_NOMEM, td_device_alloc(device, 10, &p, &err), td_device_free(device, p));
+    td_device_close(device);
+}
+
+/* The CPU's copies are over when they are enqueued; the calls are those of any device. */
+TEST(a_second_stream_has_points_of_its_own)
+{
+    td_device *device;
+    td_stream *stream;
+    td_event *point;
+    void *at;
+    unsigned char bytes[4] = {1, 2, 3, 4}, back[4] = {0};
+    TD_EQ(TD_OK, td_device_open_cpu(2, 0, &device, NULL));
+    TD_EQ(0, td_device_is_gpu(device));
+    TD_EQ(TD_OK, td_device_bind(device, NULL));
+    TD_EQ(TD_OK, td_device_alloc(device, 4, &at, NULL));
+    TD_EQ(TD_OK, td_device_open_stream(device, &stream, NULL));
+    TD_TRUE(stream != td_device_stream(device));
+    TD_EQ(TD_OK, td_event_create(device, &point, NULL));
+    TD_EQ(TD_OK, td_stream_write(stream, at, bytes, 4));
+    TD_EQ(TD_OK, td_device_flush_writes(device));
+    TD_EQ(TD_OK, td_stream_read(stream, back, at, 4));
+    TD_EQ(TD_OK, td_event_record(point, stream));
+    TD_EQ(TD_OK, td_event_poll(point, stream));
+    TD_MEM(bytes, back, 4);
+    td_event_destroy(device, point);
+    td_device_close_stream(stream);
+    td_device_close_stream(NULL);
+    td_device_free(device, at);
     td_device_close(device);
 }

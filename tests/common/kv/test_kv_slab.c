@@ -52,6 +52,7 @@ TEST(init_refuses_nonsense_and_failed_allocation)
     td_kv_slab slab;
     TD_EQ(TD_OK, td_kv_layout_init(&layout, TD_KV_FP8, 2, 1, 512, 64, 128, NULL));
     TD_EQ(TD_INVALID, td_kv_slab_init(&slab, &layout, 0, 0, NULL));
+    TD_EQ(TD_INVALID, td_kv_slab_init_remote(&slab, &layout, 0, &slab, NULL));
     layout.page_stride = UINT64_MAX / 2;
     TD_EQ(TD_INVALID, td_kv_slab_init(&slab, &layout, 4, 0, NULL));
     TD_EQ(TD_OK, td_kv_layout_init(&layout, TD_KV_FP8, 2, 1, 512, 64, 128, NULL));
@@ -63,3 +64,17 @@ TEST(init_refuses_nonsense_and_failed_allocation)
 }
 
 TD_TEST_MAIN
+
+/* No byte of it can be touched: nothing stands at that address. */
+TEST(memory_that_the_host_cannot_reach_is_left_alone)
+{
+    td_kv_slab slab;
+    td_kv_layout of_a_device = {.page_stride = 4096};
+    unsigned char *nowhere = (unsigned char *)(uintptr_t)4096;
+    TD_EQ(TD_OK, td_kv_slab_init_remote(&slab, &of_a_device, 3, nowhere, NULL));
+    TD_EQ(TD_OK, td_kv_slab_open(&slab, 2, NULL));
+    td_kv_slab_retire(&slab, 2);
+    TD_EQ(TD_OK, td_kv_slab_check(&slab, 2, NULL));
+    TD_TRUE(td_kv_slab_page(&slab, 2) == nowhere + 2UL * 4096);
+    td_kv_slab_fini(&slab);
+}

@@ -1,6 +1,7 @@
 #include "tests/common/transfer/rig.h"
 
 #include "common/base/clock.h"
+#include "tests/common/transfer/lagging_device.h"
 #include "tests/td_test.h"
 
 #include <time.h>
@@ -21,6 +22,9 @@ void rig_init(rig *r, const char *transport)
         (td_xfer_region){calloc(PEER_BLOBS, PEER_BLOB_BYTES), PEER_BLOB_BYTES, PEER_BLOBS, 0};
     r->config.regions = r->regions;
     r->config.n_regions = 2;
+    r->device = lagging_device_from_environment(&r->config);
+    if (r->device != NULL)
+        r->config.max_links = 8;
     r->expected =
         (td_xfer_region){malloc((size_t)PEER_SLOTS * PEER_STRIDE), PEER_STRIDE, PEER_SLOTS, 0};
     TD_TRUE(r->regions[0].base != NULL && r->regions[1].base != NULL && r->expected.base != NULL);
@@ -32,6 +36,7 @@ void rig_init(rig *r, const char *transport)
 void rig_open(rig *r)
 {
     td_err err;
+    r->config.ring_bytes = (r->config.max_links + 1) * (256ULL << 10); /* far less than the pages */
     if (td_xfer_create(&r->config, &r->xfer, &err) != TD_OK)
         fail_msg("%s", err.text);
 }
@@ -39,6 +44,7 @@ void rig_open(rig *r)
 void rig_close(rig *r)
 {
     td_xfer_destroy(r->xfer);
+    lagging_device_close(r->device);
     free(r->regions[0].base);
     free(r->regions[1].base);
     free(r->expected.base);

@@ -11,6 +11,7 @@ typedef struct {
     td_xfer_config config; /* changed by tests before rig_open() */
     td_xfer_region regions[2];
     td_xfer_region expected; /* what the source's slots hold */
+    td_device *device;       /* XFER_TEST_RING in the environment: region 0 is its memory */
     uint32_t rng;
 } rig;
 

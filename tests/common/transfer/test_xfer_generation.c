@@ -28,6 +28,8 @@ static void near_open(near_source *s, rig *r)
     td_xfer_config config = r->config;
     config.incarnation = "inc-1";
     config.regions = s->regions;
+    config.max_readers = 4;
+    config.ring_bytes = 4U << 20;
     if (td_xfer_create(&config, &s->xfer, &err) != TD_OK)
         fail_msg("%s", err.text);
     const unsigned char *desc = td_xfer_descriptor(s->xfer, &here.n_desc_bytes);

@@ -61,8 +61,8 @@ TEST(the_transport_is_read_from_what_ucx_prints)
         {"lane[lane[0]: 1:", "?"},
     };
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
-        char name[TD_XFER_TRANSPORT_BYTES];
-        td_ucx_parse_transport(cases[i].text, name);
+        char name[TD_XFER_TRANSPORT_BYTES], fetcher[TD_XFER_TRANSPORT_BYTES];
+        td_ucx_parse_transport(cases[i].text, name, fetcher);
         TD_STR(cases[i].want, name);
     }
     TD_TRUE(td_ucx_is_shm("posix") && td_ucx_is_shm("self"));
@@ -73,6 +73,22 @@ static const char *judge(td_xfer_transport wanted, int allow_tcp, int same_host,
 {
     td_xfer_config config = {.transport = wanted, .allow_tcp = allow_tcp};
     return td_link_judge_transport(&config, same_host, found);
+}
+
+TEST(what_fetches_gpu_memory_is_found_among_the_lanes)
+{
+    char name[TD_XFER_TRANSPORT_BYTES], fetcher[TD_XFER_TRANSPORT_BYTES];
+    td_ucx_parse_transport(
+        "#  lane[0]:  1:posix/memory.0 md[1] -> md[1]/posix/sysdev[255] am am_bw#0\n"
+        "#  lane[1]:  6:cuda_ipc/cuda.0 md[5] -> md[5]/cuda_ipc/sysdev[255] rma_bw#0\n",
+        name, fetcher);
+    TD_STR("posix", name);
+    TD_STR("cuda_ipc", fetcher);
+    TD_TRUE(td_ucx_is_shm("posix+cuda_ipc"));
+    td_ucx_parse_transport(
+        "#  lane[0]:  1:rc_mlx5/mlx5_0:1 md[1] -> md[1]/ib/sysdev[3] am rma_bw#0\n", name, fetcher);
+    TD_STR("rc_mlx5", name);
+    TD_STR("rc_mlx5", fetcher);
 }
 
 TEST(only_a_transport_that_is_known_and_allowed_will_do)

@@ -1,6 +1,7 @@
 /* xfer_peer.c - the other process of the transfer tests (peer.h): a source that serves until its
  * stdin ends, or a reader that draws until it is killed. */
 #include "common/base/clock.h"
+#include "tests/common/transfer/lagging_device.h"
 #include "tests/common/transfer/peer.h"
 
 #include <poll.h>
@@ -12,6 +13,7 @@
 #include <unistd.h>
 
 static td_xfer_region regions[2];
+static td_device *device; /* of region 0, when the environment has XFER_TEST_RING */
 
 static void die(const char *what)
 {
@@ -49,6 +51,12 @@ static td_xfer *open_xfer(const char *transport, const char *incarnation, const 
     config.listen = listen;
     config.regions = regions;
     config.n_regions = 2;
+    device = lagging_device_from_environment(&config);
+    if (device != NULL) {
+        config.max_readers = 12;
+        config.max_links = 1;
+        config.ring_bytes = served ? 12ULL << 20 : 512ULL << 10; /* no byte more than needed */
+    }
     td_xfer *xfer;
     td_err err;
     if (td_xfer_create(&config, &xfer, &err) != TD_OK)
@@ -62,6 +70,7 @@ static td_xfer *open_xfer(const char *transport, const char *incarnation, const 
 static void close_xfer(td_xfer *xfer)
 {
     td_xfer_destroy(xfer);
+    lagging_device_close(device);
     free(regions[0].base);
     free(regions[1].base);
 }
