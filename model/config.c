@@ -1,7 +1,6 @@
 #include "model/config.h"
 
-#include "common/base/conf.h"
-#include "model/slice.h"
+#include "model/model_file.h"
 
 #include <cjson/cJSON.h>
 #include <math.h>
@@ -446,30 +445,18 @@ td_status td_model_config_parse(const char *json, size_t n_bytes, td_model_confi
     return st;
 }
 
-static td_status load_slice(const char *description, td_model_config *out, td_err *err)
-{
-    char text[TD_SLICE_MAX_CONFIG_BYTES];
-    td_slice_spec spec;
-    td_status st = td_slice_parse(description, &spec, err);
-    return st == TD_OK ? td_model_config_parse(text, td_slice_config_text(&spec, text), out, err)
-                       : st;
-}
-
 td_status td_model_config_load(const char *dir, td_model_config *out, td_err *err)
 {
-    char path[4096], *text = NULL;
+    char *text = NULL;
     size_t n_bytes = 0;
     td_err why = {0};
-    if (td_slice_is(dir))
-        return load_slice(dir, out, err);
-    if ((size_t)snprintf(path, sizeof(path), "%s/config.json", dir) >= sizeof(path))
-        return td_fail(err, TD_CONFIG, "path of %zu bytes", strlen(dir));
-    td_status st = td_read_file(path, TD_MODEL_CONFIG_MAX_BYTES, &text, &n_bytes, err);
+    td_status st =
+        td_model_file_read(dir, "config.json", TD_MODEL_CONFIG_MAX_BYTES, &text, &n_bytes, err);
     if (st < 0)
         return st;
     st = td_model_config_parse(text, n_bytes, out, &why);
     free(text);
-    return st == TD_OK ? TD_OK : td_fail(err, st, "%s: %s", path, why.text);
+    return st == TD_OK ? TD_OK : td_fail(err, st, "%s/config.json: %s", dir, why.text);
 }
 
 td_status td_model_kv_layout(const td_model_config *config, int precise, td_kv_dtype dtype,

@@ -1,7 +1,6 @@
 #include "model/fingerprint.h"
 
-#include "common/base/conf.h"
-#include "model/slice.h"
+#include "model/model_file.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -29,28 +28,11 @@ static uint64_t hash_u64(uint64_t h, uint64_t v)
     return hash(h, bytes, 8);
 }
 
-/* A slice (slice.h) is its description: config.json is made from it, other files it has none. */
-static td_status hash_slice(const char *description, const char *name, uint64_t *out, td_err *err)
-{
-    char text[TD_SLICE_MAX_CONFIG_BYTES];
-    td_slice_spec spec;
-    if (strcmp(name, "config.json") != 0)
-        return TD_NOT_FOUND;
-    td_status st = td_slice_parse(description, &spec, err);
-    if (st == TD_OK)
-        *out = hash(FNV_START, text, td_slice_config_text(&spec, text));
-    return st;
-}
-
 static td_status hash_file(const char *dir, const char *name, uint64_t *out, td_err *err)
 {
-    char path[4096], *text = NULL;
+    char *text = NULL;
     size_t n_bytes = 0;
-    if (td_slice_is(dir))
-        return hash_slice(dir, name, out, err);
-    if ((size_t)snprintf(path, sizeof(path), "%s/%s", dir, name) >= sizeof(path))
-        return td_fail(err, TD_CONFIG, "path of %zu bytes", strlen(dir));
-    td_status st = td_read_file(path, FILE_MAX_BYTES, &text, &n_bytes, err);
+    td_status st = td_model_file_read(dir, name, FILE_MAX_BYTES, &text, &n_bytes, err);
     if (st < 0)
         return st;
     *out = hash(FNV_START, text, n_bytes);

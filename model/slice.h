@@ -56,4 +56,6 @@ const td_tensor *td_slice_at(const td_slice *slice, size_t i); /* in the order o
  * model.safetensors already is left alone: TD_PRECONDITION. */
 td_status td_slice_write(const td_slice_spec *spec, const char *dir, uint64_t shard_bytes,
                          uint32_t n_threads, td_err *err);
+/* The folder with its config.json alone: enough for a router before workers that make the slice. */
+td_status td_slice_write_config(const td_slice_spec *spec, const char *dir, td_err *err);
 #endif

@@ -192,3 +192,11 @@ td_status td_slice_write(const td_slice_spec *spec, const char *dir, uint64_t sh
     td_slice_destroy(slice);
     return st;
 }
+
+td_status td_slice_write_config(const td_slice_spec *spec, const char *dir, td_err *err)
+{
+    td_status st = td_slice_check(spec, err);
+    if (st == TD_OK)
+        st = check_folder(dir, err);
+    return st == TD_OK ? write_config(spec, dir, err) : st;
+}

@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""test_cuda_daemons.py - router, prefill and decode as separate processes, the two workers on one GPU: what they
-generate equals the CPU backend's in precise mode, and is the same with and without drafts, alone and in a crowd.
+"""test_cuda_daemons.py - router, prefill and decode as separate processes, the two workers on one GPU or on two: what
+they generate equals the CPU backend's in precise mode, and is the same with and without drafts, alone and in a crowd.
 
     test_cuda_daemons.py --bin DIR [--gpu N] [--model DIR] [--kv-path auto|ring|direct] [CLAIM]
 
 DIR holds the programs, side by side (an installed tree's bin) or each in its folder (a build tree). Needs nothing but
-Python's own library. Exit 77: no GPU that the CUDA backend can use.
+Python's own library. --gpu: the first one that may be used. Exit 77: no GPU that the CUDA backend can use, or not as
+many as the claim needs.
 """
 import argparse
 import concurrent.futures
@@ -43,21 +44,22 @@ def free_ports(n):
 
 
 class Cluster:
-    """Three daemons; `with` ends them, and looks whether they ended well."""
+    """Three daemons; `with` ends them, and looks whether they ended well. prefill, decode: options of one of them."""
 
-    def __init__(self, backend, *common, drafts=0, ranks=1, moe="fused"):
+    def __init__(self, backend, *common, drafts=0, prefill=(), decode=()):
         ports = free_ports(6)
         at = [f"127.0.0.1:{p}" for p in ports]
         model = ["--model", str(ARGS.model)]
         worker = model + ["--backend", backend, "--gpu", str(ARGS.gpu), "--kv-pages", "512",
-                          "--ranks", str(ranks), "--ranks-per-gpu", str(ranks), *common]
+                          *common]
         if backend == "cuda":
             worker += ["--kv-path", ARGS.kv_path]
         self.router, self.admins = at[0], ports[3:]
         self.logs = tempfile.TemporaryDirectory()
         self.processes = {}
-        self.start("tandem-prefill", *worker, "--listen", at[1], "--admin", at[4], "--chunk", "256", "--moe", moe)
-        self.start("tandem-decode", *worker, "--listen", at[2], "--admin", at[5], "--drafts", str(drafts))
+        self.start("tandem-prefill", *worker, "--listen", at[1], "--admin", at[4], "--chunk", "256", *prefill)
+        self.start("tandem-decode", *worker, "--listen", at[2], "--admin", at[5], "--drafts", str(drafts),
+                   *decode)
         self.start("tandem-router", *model, "--listen", at[0], "--admin", at[3], "--prefill-workers", at[1],
                    "--decode-workers", at[2])
 
@@ -155,30 +157,57 @@ def drafts_and_a_crowd_change_nothing():
 def ranks_on_one_gpu_equal_the_cpus():
     """Prefill and decode on two ranks each, context-parallel and tensor-parallel."""
     for moe in ("fused", "ep"):
-        with Cluster("cpu", "--precise", ranks=2, moe=moe) as cpu:
+        options = dict(prefill=("--ranks", "2", "--moe", moe), decode=("--ranks", "2"))
+        with Cluster("cpu", "--precise", **options) as cpu:
             want = [cpu.generate(ids, *GREEDY)[0] for ids in PROMPTS]
-        with Cluster("cuda", "--precise", drafts=2, ranks=2, moe=moe) as cuda:
+        with Cluster("cuda", "--precise", "--ranks-per-gpu", "2", drafts=2, **options) as cuda:
             for ids, tokens in zip(PROMPTS, want):
                 assert cuda.generate(ids, *GREEDY)[0] == tokens, f"{moe}: prompt of {len(ids)} tokens"
             got = all_of(cuda, [(ids, GREEDY) for ids in PROMPTS * 2])
             assert [tokens for tokens, _ in got] == want * 2, f"{moe}: a crowd"
 
 
-CLAIMS = {f.__name__: f for f in (precise_text_equals_the_cpu_backends, drafts_and_a_crowd_change_nothing, ranks_on_one_gpu_equal_the_cpus)}
+def equals_the_cpus(what, want, **options):
+    """Alone and in a crowd, with 0 and 3 drafts."""
+    for k in (0, 3):
+        with Cluster("cuda", "--precise", drafts=k, **options) as cuda:
+            for ids, tokens in zip(PROMPTS, want):
+                assert cuda.generate(ids, *GREEDY)[0] == tokens, f"{what}, {k} drafts: prompt of {len(ids)} tokens"
+            got = all_of(cuda, [(ids, GREEDY) for ids in PROMPTS * 2])
+            assert [tokens for tokens, _ in got] == want * 2, f"{what}, {k} drafts: a crowd"
+            print(f"{what}, {k} drafts: pages by", *cuda.kv_paths())
 
 
-def has_gpu():
+def two_gpus_equal_the_cpu():
+    """Prefill on two, on one and decode on the other, decode on two."""
+    second = ("--gpu", str(ARGS.gpu + 1))
+    need_gpu(ARGS.gpu + 1)
+    with Cluster("cpu", "--precise") as cpu:
+        want = [cpu.generate(ids, *GREEDY)[0] for ids in PROMPTS]
+    equals_the_cpus("prefill and decode apart", want, decode=second)
+    for comm in ("peer", "nccl"):
+        two = ("--ranks", "2", "--comm", comm)
+        for split, moe in (("round-robin", "fused"), ("round-robin", "ep"), ("in-seq", "ep")):
+            equals_the_cpus(f"prefill on two by {comm}, {split}, {moe}", want,
+                            prefill=(*two, "--split", split, "--moe", moe), decode=second)
+        equals_the_cpus(f"decode on two by {comm}", want, decode=two)
+
+
+CLAIMS = {f.__name__: f for f in (precise_text_equals_the_cpu_backends, drafts_and_a_crowd_change_nothing, ranks_on_one_gpu_equal_the_cpus, two_gpus_equal_the_cpu)}
+
+
+def need_gpu(index):
     with tempfile.TemporaryDirectory() as folder:
         ids = pathlib.Path(folder) / "ids.json"
         ids.write_text("[0, 300]")
-        done = subprocess.run([program("tandem-logits"), "--backend", "cuda", "--gpu", str(ARGS.gpu), "--model",
+        done = subprocess.run([program("tandem-logits"), "--backend", "cuda", "--gpu", str(index), "--model",
                                str(ARGS.model), "--ids", str(ids), "--out", str(ids) + ".out"],
                               capture_output=True, text=True)
         if done.returncode == 2:
             print("skipped:", done.stderr.strip())
-        elif done.returncode != 0:
+            sys.exit(SKIP)
+        if done.returncode != 0:
             sys.exit(done.stderr)
-        return done.returncode == 0
 
 
 if __name__ == "__main__":
@@ -190,8 +219,7 @@ if __name__ == "__main__":
     parser.add_argument("--model", type=pathlib.Path, default=here / "models" / "tiny-v32")
     parser.add_argument("claim", nargs="?", choices=CLAIMS)
     ARGS = parser.parse_args()
-    if not has_gpu():
-        sys.exit(SKIP)
+    need_gpu(ARGS.gpu)
     for claim in [ARGS.claim] if ARGS.claim else CLAIMS:
         CLAIMS[claim]()
         print(claim, "ok")

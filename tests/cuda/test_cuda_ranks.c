@@ -1,13 +1,11 @@
-/* Several ranks on one GPU: the goldens, and the CPU's numbers with the same ranks;
- * context-parallel prefill with both splits and both MoE modes, tensor-parallel decoding in crowds
- * with drafts. */
+/* Several ranks on one GPU, or on as many as TANDEM_TEST_GPUS says: the goldens, and the CPU's
+ * numbers with the same ranks; context-parallel prefill with both splits and both MoE modes,
+ * tensor-parallel decoding in crowds with drafts. */
 #include "tests/cuda/cuda_test.h"
 #include "tests/model/golden_set.h"
 #include "tests/model/tensor_world.h"
 
 TD_TEST_MAIN
-
-#define MAX_RANKS 4
 
 static void need_gpu(void)
 {
@@ -18,7 +16,7 @@ static void need_gpu(void)
 static td_logits_options on_cuda(td_logits_options o)
 {
     o.backend = TD_BACKEND_CUDA;
-    o.ranks_per_gpu = MAX_RANKS;
+    o.ranks_per_gpu = td_harness_ranks_per_gpu(o.n_ranks > o.tensor ? o.n_ranks : o.tensor);
     return o;
 }
 
@@ -141,7 +139,7 @@ TEST(precise_fp8_is_decoded_alike_on_2_3_and_4_ranks_with_0_to_4_drafts)
 
 static void crowd_equals_alone(int precise)
 {
-    static const int sizes[] = {2, 8, 32};
+    static const int sizes[] = {1, 2, 7, 32};
     static td_tensor_world w;
     static td_tensor_request alone[TD_TENSOR_MAX_SEQS];
     need_gpu();
@@ -150,8 +148,8 @@ static void crowd_equals_alone(int precise)
         td_tensor_world_run(&w, i, 1, 0);
         alone[i] = w.r[i];
     }
-    for (uint32_t k = 0; k <= 4; k += 2)
-        for (int s = 0; s < 3; s++) {
+    for (uint32_t k = 0; k <= 4; k++)
+        for (int s = 0; s < 4; s++) {
             td_tensor_world_run(&w, 0, sizes[s], k);
             for (int i = 0; i < sizes[s]; i++)
                 TD_MEM(alone[i].tokens[0], w.r[i].tokens[0],
@@ -160,12 +158,12 @@ static void crowd_equals_alone(int precise)
     td_tensor_world_close(&w);
 }
 
-TEST(a_sequence_in_a_crowd_with_drafts_is_the_same_alone_on_2_ranks_quantised)
+TEST(a_sequence_in_a_crowd_with_0_to_4_drafts_is_the_same_alone_on_2_ranks_quantised)
 {
     crowd_equals_alone(0);
 }
 
-TEST(a_sequence_in_a_crowd_with_drafts_is_the_same_alone_on_2_ranks_precise)
+TEST(a_sequence_in_a_crowd_with_0_to_4_drafts_is_the_same_alone_on_2_ranks_precise)
 {
     crowd_equals_alone(1);
 }

@@ -15,6 +15,13 @@ static void must(td_status st, const td_err *err, const char *what)
     abort();
 }
 
+uint32_t td_harness_ranks_per_gpu(uint32_t n_ranks)
+{
+    const char *said = getenv("TANDEM_TEST_GPUS");
+    uint32_t n_gpus = said == NULL ? 1 : (uint32_t)strtoul(said, NULL, 10);
+    return n_gpus > 1 ? (n_ranks + n_gpus - 1) / n_gpus : n_ranks;
+}
+
 td_engine_config td_harness_engine(const td_harness *h, uint32_t rank)
 {
     td_comm *comm = h->group == NULL ? NULL : td_comm_group_rank(h->group, rank);
@@ -40,10 +47,11 @@ void td_harness_open(td_harness *h, const char *dir, const td_harness_options *o
     int draft = !o->without_draft && td_weights_has_draft(ckpt, &h->config);
     must(td_model_kv_layout(&h->config, o->precise, o->kv, draft, &h->layout, &err), &err,
          "layout");
+    const uint32_t ranks_per_gpu = td_harness_ranks_per_gpu(o->n_ranks);
     td_rank_options all = {.n_ranks = o->n_ranks,
                            .spin_us = 20,
                            .backend = o->backend,
-                           .ranks_per_gpu = TD_HARNESS_MAX_RANKS};
+                           .ranks_per_gpu = ranks_per_gpu};
     if (o->n_ranks > 1)
         must(td_rank_group(&all, TD_COMM_PEER, DEADLINE_MS, &h->group, &err), &err, "group");
     for (uint32_t r = 0; r < o->n_ranks; r++) {
@@ -57,7 +65,7 @@ void td_harness_open(td_harness *h, const char *dir, const td_harness_options *o
                               .n_threads = 1,
                               .n_pages = o->n_pages,
                               .backend = o->backend,
-                              .ranks_per_gpu = TD_HARNESS_MAX_RANKS};
+                              .ranks_per_gpu = ranks_per_gpu};
         must(td_rank_open(&h->ranks[r], &ro, &err), &err, "rank");
         td_engine_config config = td_harness_engine(h, r);
         must(td_prefill_create(&config, o->max_tokens, o->max_seqs, &h->prefill[r], &err), &err,
@@ -88,7 +96,9 @@ typedef struct {
 static void *run_rank(void *arg)
 {
     step *s = arg;
-    s->st = td_prefill_run(s->h->prefill[s->rank], s->batch, s->tokens, &s->err);
+    s->st = td_device_bind(s->h->ranks[s->rank].device, &s->err);
+    if (s->st == TD_OK)
+        s->st = td_prefill_run(s->h->prefill[s->rank], s->batch, s->tokens, &s->err);
     if (s->st < 0 && s->h->group != NULL)
         td_comm_group_abort(s->h->group);
     return NULL;

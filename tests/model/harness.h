@@ -29,6 +29,9 @@ typedef struct {
     td_err err; /* of the rank that failed first */
 } td_harness;
 
+/* How many of n ranks share a GPU: all, unless the environment's TANDEM_TEST_GPUS says over how
+ * many GPUs they are spread. */
+uint32_t td_harness_ranks_per_gpu(uint32_t n_ranks);
 /* Aborts when it cannot. */
 void td_harness_open(td_harness *h, const char *dir, const td_harness_options *o);
 void td_harness_close(td_harness *h);

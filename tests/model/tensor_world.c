@@ -53,7 +53,7 @@ void td_tensor_world_open(td_tensor_world *w, const char *dir, td_backend_kind b
                           .spin_us = 20,
                           .n_pages = n_pages,
                           .backend = backend,
-                          .ranks_per_gpu = n_ranks};
+                          .ranks_per_gpu = td_harness_ranks_per_gpu(n_ranks)};
     w->n_ranks = n_ranks;
     must(td_rank_group(&ro, TD_COMM_PEER, 60000, &w->group, &err), &err);
     for (ro.rank = 0; ro.rank < n_ranks; ro.rank++)

@@ -3,6 +3,7 @@
 #include "model/checkpoint.h"
 #include "model/config.h"
 #include "model/fingerprint.h"
+#include "model/model_file.h"
 #include "model/slice.h"
 #include "tests/model/scratch.h"
 #include "tests/td_test.h"
@@ -164,6 +165,24 @@ TEST(the_tool_leaves_alone_what_is_there)
     TD_EQ(0, run_tool(dir, "--drafts 0"));
     TD_EQ(2, run_tool(dir, "--drafts 0"));
     TD_EQ(1, run_tool("/nowhere/at/all", ""));
+}
+
+TEST(config_only_writes_the_config_that_is_made_and_nothing_else)
+{
+    const char *dir = td_scratch_path(td_scratch_dir(), "new");
+    char *made = NULL, *written = NULL;
+    size_t n_made = 0, n_written = 0;
+    TD_EQ(0, run_tool(dir, "--config-only"));
+    TD_EQ(TD_OK, td_model_file_read(SMALL, "config.json", 8192, &made, &n_made, NULL));
+    TD_EQ(TD_OK, td_model_file_read(dir, "config.json", 8192, &written, &n_written, NULL));
+    TD_EQ(n_made, n_written);
+    TD_MEM(made, written, n_made);
+    free(made);
+    free(written);
+    TD_EQ(TD_NOT_FOUND, td_model_file_read(SMALL, "tokenizer.json", 8192, &made, &n_made, NULL));
+    td_checkpoint *ckpt = NULL;
+    TD_TRUE(td_checkpoint_open(dir, &ckpt, NULL) < 0);
+    TD_EQ(2, run_tool(dir, "--config-only"));
 }
 
 TEST(two_daemons_tell_slices_apart)

@@ -4,6 +4,7 @@
 #include "common/device/device.h"
 #include "model/slice.h"
 
+#include <stdbool.h>
 #include <stdio.h>
 
 enum { EXIT_DONE, EXIT_FAILED, EXIT_BAD_INPUT };
@@ -13,6 +14,7 @@ typedef struct {
     char *out;
     uint64_t shard_bytes;
     uint32_t threads;
+    bool config_only;
 } options;
 
 #define KEY(key, member, def, min, max, help)                                                      \
@@ -24,6 +26,8 @@ static const td_conf_field fields[] = {
                                      "1TiB", "size of a file, unless one tensor is larger"),
     TD_CONF_FIELD(options, "threads", threads, U32, "0", "0", "64",
                   "files written at a time; 0: one per CPU"),
+    TD_CONF_FIELD(options, "config-only", config_only, BOOL, "false", NULL, NULL,
+                  "config.json alone, for a router before workers with the same slice"),
 };
 #undef KEY
 
@@ -43,8 +47,9 @@ int main(int argc, char **argv)
     if (st == TD_EMPTY)
         return EXIT_DONE;
     if (st == TD_OK)
-        st = td_slice_write(&o.slice, o.out, o.shard_bytes,
-                            o.threads > 0 ? o.threads : td_device_cpus(), &err);
+        st = o.config_only ? td_slice_write_config(&o.slice, o.out, &err)
+                           : td_slice_write(&o.slice, o.out, o.shard_bytes,
+                                            o.threads > 0 ? o.threads : td_device_cpus(), &err);
     if (st == TD_OK)
         fprintf(stderr, "tandem-slice: %s written in %.1f s\n", o.out,
                 (double)(td_now_ns() - start) * 1e-9);
