@@ -1,6 +1,7 @@
 /* bench_kv - KV pages drawn by one process out of another's memory, through td_xfer: GB/s of ranges
- * of scattered pages, CRC32C of every range and the bytes read back checked, beside a plain copy
- * within the reader's memory in the same run. Every path that there is: direct, ring, in-place.
+ * of scattered pages, CRC32C of every range and the bytes read back checked, beside plain copies of
+ * the same ranges in the same run: within the reader's memory or, where the source is on another
+ * GPU, from there. Every path that there is: direct, ring, in-place.
  *
  *     bench_kv cpu|cuda [GPU of the source [GPU of the reader [seconds for each figure]]]
  *
@@ -28,6 +29,8 @@
 typedef struct {
     td_rank rank; /* device, operations and slab only */
     td_xfer *xfer;
+    td_device *other; /* the source's GPU, when that is another one */
+    void *from;       /* [SLOTS, STRIDE] there, or the reader's own pages */
 } end;
 
 static unsigned char page_bytes[STRIDE], back[STRIDE];
@@ -67,6 +70,26 @@ static void open_memory(end *e, const char *backend, const char *gpu, int is_sou
              "writing");
         must(td_stream_sync(stream, &err), &err, "writing");
     }
+}
+
+/* Memory to copy from, on a GPU that the reader's can read. */
+static void open_other(end *e, uint32_t source_gpu, uint32_t reader_gpu)
+{
+    uint32_t gpus[] = {source_gpu, reader_gpu};
+    td_backend_options options = {.kind = TD_BACKEND_CUDA, .index = source_gpu};
+    td_backend_comm_options comm = {.kind = TD_BACKEND_CUDA,
+                                    .form = TD_COMM_PEER,
+                                    .n_ranks = 2,
+                                    .gpus = gpus,
+                                    .deadline_ms = 60000};
+    const td_ops *ops;
+    td_comm_group *group;
+    td_err err;
+    must(td_backend_comm(&comm, &group, &err), &err, "reaching the other GPU");
+    td_comm_group_destroy(group); /* the reach remains */
+    must(td_backend_open(&options, &e->other, &ops, &err), &err, "the other device");
+    must(td_device_alloc(e->other, SLOTS * STRIDE, &e->from, &err), &err, "its memory");
+    must(td_device_bind(e->rank.device, &err), &err, "device");
 }
 
 static td_status open_xfer(end *e, td_xfer_path path, int is_source, td_err *err)
@@ -185,7 +208,7 @@ static void check_bytes(end *e, uint64_t n_bytes)
     }
 }
 
-/* The same ranges copied within the reader's memory: GB/s of bytes moved. */
+/* The same ranges copied, from where `from` lies: GB/s of bytes moved. */
 static double copy_rate(end *e, uint64_t n_bytes, double seconds)
 {
     td_stream *stream = td_device_stream(e->rank.device);
@@ -195,7 +218,8 @@ static double copy_rate(end *e, uint64_t n_bytes, double seconds)
     while ((double)(td_now_ns() - start_ns) < seconds * 1e9) {
         for (uint32_t i = 0; i < SLOTS / 2; i++)
             must(td_stream_copy(stream, e->rank.slab.base + (2 * i + 1) * STRIDE,
-                                e->rank.slab.base + (2ULL * (i * 37 % (SLOTS / 2))) * STRIDE,
+                                (const unsigned char *)e->from +
+                                    (2ULL * (i * 37 % (SLOTS / 2))) * STRIDE,
                                 n_bytes),
                  NULL, "copying");
         must(td_stream_sync(stream, &err), &err, "copying");
@@ -288,7 +312,12 @@ int main(int argc, char **argv)
                      : strcmp(argv[4], "direct") == 0 ? TD_XFER_DIRECT
                                                       : TD_XFER_PATH_AUTO);
     double seconds = argc > 4 ? atof(argv[4]) : 2;
-    open_memory(&e, backend, argc > 3 ? argv[3] : source_gpu, 0);
+    const char *reader_gpu = argc > 3 ? argv[3] : source_gpu;
+    open_memory(&e, backend, reader_gpu, 0);
+    e.from = e.rank.slab.base;
+    if (td_device_is_gpu(e.rank.device) && strcmp(source_gpu, reader_gpu) != 0)
+        open_other(&e, (uint32_t)strtoul(source_gpu, NULL, 10),
+                   (uint32_t)strtoul(reader_gpu, NULL, 10));
     printf("%s, source on %s %s; bytes and CRC32C of every page checked\n",
            td_device_name(e.rank.device), backend, source_gpu);
     for (size_t s = 0; s < sizeof(sizes) / sizeof(*sizes); s++) {
@@ -298,6 +327,9 @@ int main(int argc, char **argv)
                 measure(&e, backend, source_gpu, (td_xfer_path)path, sizes[s], seconds);
         fflush(stdout);
     }
+    if (e.other != NULL)
+        td_device_free(e.other, e.from);
+    td_device_close(e.other);
     td_device_free(e.rank.device, e.rank.kv);
     td_device_close(e.rank.device);
     return 0;
