@@ -6,8 +6,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define ATTN_TILE_ROWS 128
-#define INDEX_SCRATCH_BYTES ((uint64_t)64 << 20)
+/* A CPU's tiles stay in its caches; a GPU wants rows for all of its multiprocessors. */
+#define CPU_TILE_ROWS 128
+#define CPU_INDEX_SCRATCH_BYTES ((uint64_t)64 << 20)
+#define GPU_TILE_ROWS 1024
+#define GPU_INDEX_SCRATCH_BYTES ((uint64_t)256 << 20)
 
 void *td_device_pool_alloc(td_device_pool *pool, size_t n_bytes, td_err *err)
 {
@@ -270,9 +273,13 @@ td_status td_forward_init(td_forward *f, const td_engine_config *config, int32_t
     td_status st = check(config, err);
     if (st < 0)
         return st;
-    uint64_t scratch =
-        config->index_scratch_bytes > 0 ? config->index_scratch_bytes : INDEX_SCRATCH_BYTES;
-    int32_t tile = config->attn_tile_rows > 0 ? (int32_t)config->attn_tile_rows : ATTN_TILE_ROWS;
+    int is_gpu = td_device_is_gpu(config->device);
+    uint64_t scratch = config->index_scratch_bytes > 0 ? config->index_scratch_bytes
+                       : is_gpu                        ? GPU_INDEX_SCRATCH_BYTES
+                                                       : CPU_INDEX_SCRATCH_BYTES;
+    int32_t tile = config->attn_tile_rows > 0 ? (int32_t)config->attn_tile_rows
+                   : is_gpu                   ? GPU_TILE_ROWS
+                                              : CPU_TILE_ROWS;
     *f = (td_forward){.w = config->weights,
                       .ops = config->ops,
                       .device = config->device,
