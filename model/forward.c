@@ -9,7 +9,7 @@
 /* A CPU's tiles stay in its caches; a GPU wants rows for all of its multiprocessors. */
 #define CPU_TILE_ROWS 128
 #define CPU_INDEX_SCRATCH_BYTES ((uint64_t)64 << 20)
-#define GPU_TILE_ROWS 1024
+#define GPU_TILE_ROWS 2048
 #define GPU_INDEX_SCRATCH_BYTES ((uint64_t)256 << 20)
 
 void *td_device_pool_alloc(td_device_pool *pool, size_t n_bytes, td_err *err)

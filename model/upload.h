@@ -1,7 +1,7 @@
 /* upload.h - private to model/: parts of a checkpoint's tensors into device memory. Reader threads
- * read (or make) and convert them into page-locked buffers; the engine thread has filled buffers
- * copied to the device, in order, several of them under way at a time. The readers touch neither
- * the device nor its stream. Everything here is the engine thread's to call. */
+ * read (or make) and convert them into page-locked buffers and have these copied to the device,
+ * each on a stream of its own; the engine thread runs ahead and allocates. Everything here is the
+ * engine thread's to call. */
 #ifndef TD_MODEL_UPLOAD_H
 #define TD_MODEL_UPLOAD_H
 #include "common/device/device.h"
@@ -30,7 +30,7 @@ typedef struct {
 
 typedef struct {
     uint32_t n_threads;  /* readers; 0: one per CPU, at most 16 */
-    size_t buffer_bytes; /* of each of 2 * n_threads; a row must fit; 0: 2 MiB */
+    size_t buffer_bytes; /* of each of 2 * n_threads; a row must fit; 0: 4 MiB */
     int64_t patience_ms; /* longest wait for a reader's next buffer; 0: two minutes */
 } td_upload_options;
 
@@ -41,6 +41,8 @@ td_status td_upload_create(td_device *device, const td_upload_options *options, 
 /* Waits for readers that are in the middle of a buffer; a read that the system does not end is
  * waited for. NULL is fine. */
 void td_upload_destroy(td_upload *upload);
+/* Memory that parts will go to was allocated, with td_device_alloc(), since the last time. */
+void td_upload_allocated(td_upload *upload);
 /* Takes a part, which is in device memory when finish() returns. An error may be that of an earlier
  * part and names its tensor: TD_IO, TD_UNSUPPORTED (an f32 tensor that does not fit bf16, rows
  * wider than a buffer), TD_DEADLINE, TD_CUDA. After an error only destroy() is left. */

@@ -4,7 +4,7 @@
 
 #include <string.h>
 
-#define BLOCK 1024 /* elements that are converted at a time */
+#define BLOCK 4096 /* elements that are converted at a time */
 
 static int is_stored_as(const td_tensor *t, td_dtype dtype)
 {
@@ -38,22 +38,35 @@ static td_status widen(const td_tensor *t, uint64_t first, int32_t n, const floa
     return TD_OK;
 }
 
-/* Columns [lo, hi) of one row, at most BLOCK of them, dequantised. */
-static td_status row_f32(const td_matrix *m, int32_t row, int32_t lo, int32_t hi, const float *e4m3,
-                         float *dst, td_err *err)
+/* Columns [lo, hi) of n rows of one group of scales, dequantised; several rows only where they are
+ * whole, so that they lie side by side in the file. At most BLOCK elements. */
+static td_status rows_f32(const td_matrix *m, const td_cut *c, const float *e4m3, float *dst,
+                          td_err *err)
 {
     float scales[BLOCK / TD_QUANT_GROUP + 2] = {0};
-    int32_t group = lo / TD_QUANT_GROUP, n = (hi - 1) / TD_QUANT_GROUP - group + 1;
-    td_status st =
-        widen(m->w, (uint64_t)row * (uint64_t)m->n_cols + (uint64_t)lo, hi - lo, e4m3, dst, err);
+    int32_t lo = c->col_lo, n_cols = c->col_hi - lo, n_rows = c->row_hi - c->row_lo;
+    int32_t group = lo / TD_QUANT_GROUP, n = (c->col_hi - 1) / TD_QUANT_GROUP - group + 1;
+    td_assert(n_rows == 1 || n_cols == m->n_cols);
+    td_status st = widen(m->w, (uint64_t)c->row_lo * (uint64_t)m->n_cols + (uint64_t)lo,
+                         n_rows * n_cols, e4m3, dst, err);
     if (st < 0 || m->scale == NULL)
         return st;
     uint64_t first =
-        (uint64_t)(row / TD_QUANT_GROUP) * (uint64_t)td_ceil_div(m->n_cols, TD_QUANT_GROUP);
+        (uint64_t)(c->row_lo / TD_QUANT_GROUP) * (uint64_t)td_ceil_div(m->n_cols, TD_QUANT_GROUP);
     st = widen(m->scale, first + (uint64_t)group, n, e4m3, scales, err);
-    for (int32_t k = lo; k < hi && st == TD_OK; k++)
-        dst[k - lo] *= scales[k / TD_QUANT_GROUP - group];
+    for (int32_t i = 0; i < n_rows && st == TD_OK; i++)
+        for (int32_t k = 0; k < n_cols; k++)
+            dst[i * n_cols + k] *= scales[(lo + k) / TD_QUANT_GROUP - group];
     return st;
+}
+
+/* How many rows from `row` on rows_f32() takes at a time, of n_left that are wanted. */
+static int32_t rows_at_once(const td_matrix *m, int32_t row, int32_t n_cols, int32_t n_left)
+{
+    int32_t n = n_cols == m->n_cols && n_cols <= BLOCK ? BLOCK / n_cols : 1;
+    int32_t in_group = TD_QUANT_GROUP - row % TD_QUANT_GROUP;
+    n = n < in_group ? n : in_group;
+    return n < n_left ? n : n_left;
 }
 
 /* Elements to dst, `step` elements apart. A checkpoint's f32 matrix may only become bf16 when that
@@ -95,27 +108,43 @@ static td_status fill_stored(const td_upload_part *p, unsigned char *dst, td_err
     return st;
 }
 
+/* The part from row i of the cut on, `rows` of them, to where they belong in the part's stretch. */
+static td_status fill_converted(const td_upload_part *p, int32_t i, int32_t rows, const float *e4m3,
+                                unsigned char *dst, td_err *err)
+{
+    const td_cut *c = &p->cut;
+    const size_t size = td_dtype_bytes(p->dtype);
+    const int32_t n_rows = c->row_hi - c->row_lo, n_cols = c->col_hi - c->col_lo;
+    float block[BLOCK] = {0};
+    for (int32_t k = 0; k < n_cols; k += BLOCK) {
+        int32_t n = n_cols - k < BLOCK ? n_cols - k : BLOCK, lo = c->col_lo + k;
+        td_cut cut = {c->row_lo + i, c->row_lo + i + rows, lo, lo + n};
+        td_status st = rows_f32(&p->m, &cut, e4m3, block, err);
+        for (int32_t r = 0; r < rows && st == TD_OK; r++) {
+            size_t at = p->turned ? (size_t)k * (size_t)n_rows + (size_t)(i + r)
+                                  : (size_t)(i + r) * (size_t)n_cols + (size_t)k;
+            st = store(&p->m, block + r * n, n, p->dtype, p->turned ? n_rows : 1, dst + at * size,
+                       err);
+        }
+        if (st < 0)
+            return st;
+    }
+    return TD_OK;
+}
+
 td_status td_upload_fill(const td_upload_part *p, const float *e4m3, unsigned char *dst,
                          td_err *err)
 {
     const td_cut *c = &p->cut;
-    size_t size = td_dtype_bytes(p->dtype);
-    int32_t n_rows = c->row_hi - c->row_lo, n_cols = c->col_hi - c->col_lo;
-    float block[BLOCK] = {0};
+    const int32_t n_rows = c->row_hi - c->row_lo, n_cols = c->col_hi - c->col_lo;
     if (!p->turned && is_stored_as(p->m.w, p->dtype))
         return fill_stored(p, dst, err);
     td_assert(p->dtype != TD_E4M3);
-    for (int32_t i = 0; i < n_rows; i++) {
-        for (int32_t k = 0; k < n_cols; k += BLOCK) {
-            int32_t n = n_cols - k < BLOCK ? n_cols - k : BLOCK, lo = c->col_lo + k;
-            size_t at = p->turned ? (size_t)k * (size_t)n_rows + (size_t)i
-                                  : (size_t)i * (size_t)n_cols + (size_t)k;
-            td_status st = row_f32(&p->m, c->row_lo + i, lo, lo + n, e4m3, block, err);
-            if (st == TD_OK)
-                st = store(&p->m, block, n, p->dtype, p->turned ? n_rows : 1, dst + at * size, err);
-            if (st < 0)
-                return st;
-        }
+    for (int32_t i = 0, rows = 0; i < n_rows; i += rows) {
+        rows = rows_at_once(&p->m, c->row_lo + i, n_cols, n_rows - i);
+        td_status st = fill_converted(p, i, rows, e4m3, dst, err);
+        if (st < 0)
+            return st;
     }
     return TD_OK;
 }

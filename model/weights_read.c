@@ -24,6 +24,7 @@ void *td_read_alloc(td_weights_reader *r, size_t n_bytes)
     r->st = td_device_alloc(w->device, n_bytes > 0 ? n_bytes : 1, &ptr, r->err);
     if (r->st < 0)
         return NULL;
+    td_upload_allocated(r->upload);
     w->allocations[w->n_allocations++] = ptr;
     w->n_bytes += n_bytes;
     return ptr;

@@ -143,6 +143,42 @@ TEST(a_file_that_ends_early_ends_the_load_with_the_tensors_name)
     close_model(&f);
 }
 
+static void make_places(const td_tensor *tensor, uint64_t offset, uint64_t n_bytes, void *dst)
+{
+    (void)tensor;
+    for (uint64_t i = 0; i < n_bytes / sizeof(float); i++)
+        ((float *)dst)[i] = (float)(offset / sizeof(float) + i);
+}
+
+/* A row to a batch: fewer, as many and more than are written down ahead. */
+TEST(any_number_of_batches_arrives)
+{
+    static const int32_t rows[] = {0, 1, 255, 256, 257, 511, 512, 1000};
+    static float dst[1000 * 16];
+    td_device *device = NULL;
+    TD_EQ(TD_OK, td_device_open_cpu(1, 0, &device, NULL));
+    for (size_t k = 0; k < sizeof(rows) / sizeof(*rows); k++) {
+        td_upload *upload = NULL;
+        td_tensor t = {.name = "rows.weight",
+                       .dtype = TD_ST_F32,
+                       .n_dims = 2,
+                       .shape = {rows[k], 16},
+                       .n_bytes = (uint64_t)rows[k] * 64,
+                       .make = make_places};
+        td_upload_part part = {
+            {&t, NULL, rows[k], 16}, {0, rows[k], 0, 16}, TD_F32, 0, (unsigned char *)dst};
+        td_upload_options o = {.n_threads = 3, .buffer_bytes = 64};
+        memset(dst, 0xff, sizeof(dst));
+        TD_EQ(TD_OK, td_upload_create(device, &o, &upload, NULL));
+        TD_EQ(TD_OK, td_upload_add(upload, &part, NULL));
+        TD_EQ(TD_OK, td_upload_finish(upload, NULL));
+        td_upload_destroy(upload);
+        for (int32_t i = 0; i < rows[k] * 16; i++)
+            TD_TRUE(dst[i] == (float)i);
+    }
+    td_device_close(device);
+}
+
 static void make_slowly(const td_tensor *tensor, uint64_t offset, uint64_t n_bytes, void *dst)
 {
     (void)tensor;

@@ -45,7 +45,7 @@ static const td_conf_field fields[] = {
     F("backend", backend, ENUM, "cuda", "cpu|cuda", NULL, "whose memory is filled"),
     F("gpu", gpu, U32, "0", "0", "63", "which of the visible GPUs"),
     F("threads", threads, U32, "0", "0", "64", "readers; 0: one per CPU, at most 16"),
-    F("buffer", buffer, BYTES, "2MiB", "64KiB", "1GiB", "page-locked memory, two for each reader"),
+    F("buffer", buffer, BYTES, "4MiB", "64KiB", "1GiB", "page-locked memory, two for each reader"),
     F("rounds", rounds, U32, "3", "1", "16", "warm rounds; the median counts"),
     F("cold", cold, BOOL, "true", NULL, NULL, "also one round with the files out of the cache"),
 };
