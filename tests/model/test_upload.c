@@ -146,8 +146,9 @@ TEST(a_file_that_ends_early_ends_the_load_with_the_tensors_name)
 static void make_places(const td_tensor *tensor, uint64_t offset, uint64_t n_bytes, void *dst)
 {
     (void)tensor;
+    const uint64_t first = offset / sizeof(float);
     for (uint64_t i = 0; i < n_bytes / sizeof(float); i++)
-        ((float *)dst)[i] = (float)(offset / sizeof(float) + i);
+        ((float *)dst)[i] = (float)(first + i);
 }
 
 /* A row to a batch: fewer, as many and more than are written down ahead. */
