@@ -505,15 +505,8 @@ static td_status record(td_decode *d, int32_t bucket)
     return st < 0 ? st : ended;
 }
 
-/* Every rank has recorded all and needs the device for nothing but steps: a rank that already waits
- * in a step may hold up what another one's device does to its memory. */
-static td_status recorded_on_all_ranks(td_decode *d)
-{
-    TD_TRY(td_stream_sync(d->f.stream, d->f.err));
-    return d->f.comm == NULL ? TD_OK : td_comm_barrier(d->f.comm);
-}
-
-/* Steps for 1, 2, 4, .. sequences, up to max_seqs; all ranks at the same time. */
+/* Steps for 1, 2, 4, .. sequences, up to max_seqs; all ranks at the same time. No rank waits in a
+ * step on its device before all others have taken what memory theirs need for recorded steps. */
 static td_status record_all(td_decode *d, td_err *err)
 {
     td_err local;
@@ -528,7 +521,9 @@ static td_status record_all(td_decode *d, td_err *err)
     for (int32_t bucket = n - 1; bucket >= 0 && st == TD_OK; bucket--)
         st = record(d, bucket); /* the largest need for scratch first */
     if (st == TD_OK)
-        st = recorded_on_all_ranks(d);
+        st = td_stream_sync(d->f.stream, d->f.err);
+    if (st == TD_OK && d->f.comm != NULL)
+        st = td_comm_barrier(d->f.comm);
     if (st < 0) {
         td_forward_abandon(&d->f); /* the others would wait for this rank */
         return d->f.err->status < 0 ? st : td_forward_failed(&d->f, "recording", st);

@@ -67,18 +67,17 @@ static void destroy(td_comm_group *group)
     free(g);
 }
 
-/* Ends what kernels wait for, on all ranks; any thread. */
-static void give_up(void *rank)
-{
-    const peer_rank *me = static_cast<peer_rank *>(rank);
-    *(volatile int *)group_of(me->head.group)->c.stop = TD_CUDA_STOP_DEAD;
-}
-
 static void abort_group(td_comm_group *group)
 {
-    td_cuda_guard_end(group_of(group)->c.guard);
-    give_up(&group_of(group)->ranks[0]);
-    td_comm_group_abort(group_of(group)->c.host);
+    td_cuda_comm *c = &group_of(group)->c;
+    td_cuda_guard_end(c->guard);
+    *(volatile int *)c->stop = TD_CUDA_STOP_DEAD; /* ends what kernels wait for, on all ranks */
+    td_comm_group_abort(c->host);
+}
+
+static void give_up(void *rank)
+{
+    abort_group(static_cast<peer_rank *>(rank)->head.group);
 }
 
 static td_status ended(peer_rank *me, td_status st)
@@ -95,7 +94,9 @@ static td_comm *get_rank(td_comm_group *group, uint32_t rank)
 
 static td_status barrier(td_comm *comm)
 {
-    return ended(rank_of(comm), td_comm_barrier(rank_of(comm)->host));
+    peer_rank *me = rank_of(comm);
+    const td_status st = td_cuda_comm_check(&group_of(me->head.group)->c);
+    return ended(me, st == TD_OK ? td_comm_barrier(me->host) : st);
 }
 
 /* Everybody's event to everybody else's stream: record mine, meet, wait for the others'. In a
