@@ -236,8 +236,8 @@ static td_status all_to_all_rows(td_comm *comm, const void *send, const int32_t 
     return st == TD_OK ? td_comm_rows_launch(&kept, s) : st;
 }
 
-/* NCCL can be captured, but a communicator that is aborted must have no recorded steps left, and a
- * group that is given up has them. */
+/* NCCL's collectives can be recorded, but ncclCommAbort() waits until every recorded step that
+ * holds some of its communicator is destroyed: a group could not be given up. */
 static const char *unrecordable(const td_comm_group *group)
 {
     (void)group;
