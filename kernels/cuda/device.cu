@@ -10,7 +10,7 @@ extern "C" {
 
 #define NEEDED_MAJOR 9 /* sm_90a */
 #define NEEDED_MINOR 0
-#define POLL_SPIN_NS (2 * TD_NS_PER_MS) /* then with short sleeps between looks */
+#define POLL_SPIN_NS (20 * TD_NS_PER_MS) /* then with short sleeps between looks */
 #define POLL_SLEEP_NS 50000
 #define GIVE_UP_NS (5 * TD_NS_PER_S)     /* for work that was given up to end */
 #define POLL_STEP_NS (50 * TD_NS_PER_MS) /* no time between two looks counts for more */
