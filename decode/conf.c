@@ -15,7 +15,8 @@ static const td_conf_field fields[] = {
       "tokens that the MTP layer drafts per step (0: no speculation); 0 if the model has no such "
       "layer"),
     F("graphs", graphs, BOOL, "true", NULL, NULL,
-      "with backend cuda and one rank: steps are recorded at start-up and launched as one piece"),
+      "with backend cuda: steps are recorded at start-up and launched as one piece; with several "
+      "ranks, if each has a GPU and comm is peer"),
     F("peer-timeout", peer_timeout_ms, MS, "1s", "100ms", "1m",
       "a prefill daemon that says nothing for so long is lost"),
     F("transfer-timeout", transfer_timeout_ms, MS, "30s", "100ms", "1h",

@@ -197,6 +197,7 @@ static td_status open_followers(td_decode_engine *e, td_err *err)
                               .n_slots = e->n_slots,
                               .drafts = e->drafts,
                               .draft_prenorm = c->w.draft_prenorm,
+                              .graphs = c->graphs,
                               .spin_ns = (int64_t)c->w.spin_us * 1000,
                               .progress = e->progress};
     return td_followers_open(&conf, &e->followers, err);
@@ -207,6 +208,8 @@ static td_status boot(td_decode_engine *e, td_err *err)
     td_status st = e->options.n_ranks > 1 ? open_followers(e, err) : TD_OK;
     if (st == TD_OK)
         st = td_rank_open(&e->rank, &e->options, err);
+    if (st == TD_OK && e->followers != NULL)
+        st = td_followers_opened(e->followers, err);
     if (st != TD_OK)
         return st;
     td_engine_config engine = td_rank_engine(
@@ -230,6 +233,8 @@ static void *engine_main(void *arg)
     td_err err;
     td_status st = boot(e, &err);
     bool dead = st != TD_OK;
+    if (dead && e->followers != NULL)
+        st = td_followers_blame(e->followers, st, &err);
     push_plain(e, TD_FROM_ENGINE_READY, st, &err);
     for (;;) {
         td_progress_tick(e->progress);
@@ -259,6 +264,18 @@ static void *engine_main(void *arg)
 
 /* ---- the loop's side ---- */
 
+/* Why steps are enqueued operation by operation; "" when they are recorded. */
+static const char *why_enqueued(const td_decode_engine *e)
+{
+    if (td_decode_graphs_report(e->decoder)->n_graphs > 0)
+        return "";
+    if (!e->conf.conf->graphs)
+        return "graphs is off";
+    if (!td_device_records(e->rank.device))
+        return "the device records no steps";
+    return td_comm_unrecordable(td_followers_comm(e->followers));
+}
+
 static void take_ready(td_decode_engine *e, const td_engine_event *event)
 {
     if (event->status != TD_OK) {
@@ -272,10 +289,10 @@ static void take_ready(td_decode_engine *e, const td_engine_event *event)
     td_fingerprint_run(&e->fingerprint, &e->layout, e->conf.conf->w.precise,
                        e->conf.conf->w.draft_prenorm);
     td_fingerprint_set(&e->fingerprint, "protocol", "%u", TD_XFER_PROTOCOL);
-    td_info("decode.device", "device=\"%s\" ranks=%u comm=%s graphs=%u",
+    td_info("decode.device", "device=\"%s\" ranks=%u comm=%s graphs=%u enqueued=\"%s\"",
             td_device_name(e->rank.device), e->options.n_ranks,
             e->followers == NULL ? "none" : td_followers_form(e->followers),
-            td_decode_graphs_report(e->decoder)->n_graphs);
+            td_decode_graphs_report(e->decoder)->n_graphs, why_enqueued(e));
     e->conf.on_ready(e->conf.user);
 }
 

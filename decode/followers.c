@@ -31,8 +31,10 @@ typedef struct {
 struct td_followers {
     td_followers_conf conf;
     td_comm_group *group;
-    uint32_t n;          /* followers */
-    follower *followers; /* [n]; rank r is r - 1 */
+    uint32_t n;              /* followers */
+    _Atomic uint32_t n_open; /* ranks that have their weights */
+    _Atomic bool ended;      /* a rank failed, or all are to end */
+    follower *followers;     /* [n]; rank r is r - 1 */
 };
 
 td_decode_seq td_command_seq(const td_engine_command *join, const void *hidden)
@@ -49,6 +51,20 @@ td_decode_seq td_command_seq(const td_engine_command *join, const void *hidden)
     };
 }
 
+/* This rank has its weights; until all have, unless one fails. */
+static td_status wait_until_open(td_followers *t, td_progress *progress, td_err *err)
+{
+    atomic_fetch_add(&t->n_open, 1);
+    while (atomic_load(&t->n_open) <= t->n) {
+        if (atomic_load(&t->ended))
+            return td_fail(err, TD_CANCELLED, "another rank failed");
+        if (progress != NULL)
+            td_progress_tick(progress);
+        td_sleep_ms(1); /* weights are being read */
+    }
+    return TD_OK;
+}
+
 /* ---- a follower's thread ---- */
 
 static td_status boot(follower *f, td_err *err)
@@ -60,11 +76,14 @@ static td_status boot(follower *f, td_err *err)
     if (f->results == NULL)
         return td_fail(err, TD_NOMEM, "rank %u: no memory", f->rank);
     td_status st = td_rank_open(&f->self, &options, err);
+    if (st == TD_OK)
+        st = wait_until_open(f->all, NULL, err);
     if (st != TD_OK)
         return st;
     td_engine_config engine =
         td_rank_engine(&f->self, options.layout, td_comm_group_rank(f->all->group, f->rank));
     engine.draft_prenorm = c->draft_prenorm;
+    engine.graphs = engine.graphs && c->graphs;
     st = td_decode_create(&engine, c->n_slots, c->drafts, 0, &f->decoder, err);
     return st == TD_OK ? td_device_alloc(f->self.device, c->n_slots * c->blob_bytes,
                                          (void **)&f->states, err)
@@ -105,6 +124,7 @@ static void fail(follower *f, td_status st)
 {
     f->st = st;
     atomic_store_explicit(&f->state, FAILED, memory_order_release);
+    atomic_store(&f->all->ended, true);
     td_comm_group_abort(f->all->group);
 }
 
@@ -188,6 +208,7 @@ void td_followers_close(td_followers *t)
     if (t == NULL)
         return;
     td_engine_command stop = {.kind = TD_TO_ENGINE_STOP};
+    atomic_store(&t->ended, true);
     if (t->group != NULL)
         td_comm_group_abort(t->group);
     if (t->followers != NULL)
@@ -217,6 +238,11 @@ td_comm *td_followers_comm(td_followers *t)
 const char *td_followers_form(const td_followers *t)
 {
     return td_comm_group_form(t->group);
+}
+
+td_status td_followers_opened(td_followers *t, td_err *err)
+{
+    return wait_until_open(t, t->conf.progress, err);
 }
 
 td_status td_followers_ready(td_followers *t, td_err *err)
@@ -254,6 +280,7 @@ td_status td_followers_joined(td_followers *t, td_err *err)
 
 td_status td_followers_blame(td_followers *t, td_status st, td_err *err)
 {
+    atomic_store(&t->ended, true);
     td_comm_group_abort(t->group);
     if (st != TD_CANCELLED && st != TD_DEADLINE)
         return st;

@@ -18,6 +18,7 @@ typedef struct {
     size_t blob_bytes;
     uint32_t n_slots, drafts;
     int draft_prenorm;
+    bool graphs; /* steps are recorded, where ranks can; rank 0's are, too */
     int64_t spin_ns;
     td_progress *progress; /* ticks while the ranks are waited for */
 } td_followers_conf;
@@ -31,6 +32,9 @@ td_status td_followers_open(const td_followers_conf *conf, td_followers **out, t
 void td_followers_close(td_followers *followers);
 td_comm *td_followers_comm(td_followers *followers); /* rank 0's end */
 const char *td_followers_form(const td_followers *followers);
+/* Rank 0 has its weights: waits until every rank has, however long that takes, so that all make
+ * their decoders at the same time. TD_CANCELLED: a rank failed. */
+td_status td_followers_opened(td_followers *followers, td_err *err);
 /* Waits until every rank has its weights and its decoder. */
 td_status td_followers_ready(td_followers *followers, td_err *err);
 /* The same command to all others, with its pages; before rank 0 does it itself. */
@@ -40,6 +44,7 @@ void td_followers_step(td_followers *followers);
 /* After rank 0's own join: until all have copied the prompt's pages, which the next step writes to.
  * TD_CANCELLED, TD_DEADLINE: a rank failed. */
 td_status td_followers_joined(td_followers *followers, td_err *err);
-/* A step or join of rank 0 failed with st: if another rank failed by itself, says that instead. */
+/* Boot, a step or a join of rank 0 failed with st: if another rank failed by itself, says that
+ * instead. */
 td_status td_followers_blame(td_followers *followers, td_status st, td_err *err);
 #endif

@@ -41,7 +41,7 @@ td_status td_backend_comm(const td_backend_comm_options *options, td_comm_group 
 /* ---- between the loader and the plug-in ---- */
 
 #define TD_PLUGIN_ABI                                                                              \
-    3 /* of this structure, td_device_class, td_ops and every operation's arguments */
+    4 /* of this structure, td_device_class, td_comm_class, td_ops and every operation's args */
 #define TD_PLUGIN_SYMBOL "td_cuda_plugin"
 
 typedef struct {

@@ -148,9 +148,9 @@ td_status td_decode_create(const td_engine_config *config, uint32_t max_seqs, ui
     if (config->weights->n_ranks != 1 && !config->weights->tensor)
         return td_fail(err, TD_CONFIG, "decode: weights of one context-parallel rank of %d",
                        config->weights->n_ranks);
-    if (config->weights->n_ranks != 1 && config->graphs)
-        return td_fail(err, TD_CONFIG, "decode: steps of %d ranks cannot be recorded",
-                       config->weights->n_ranks);
+    if (config->graphs && config->comm != NULL && td_comm_unrecordable(config->comm) != NULL)
+        return td_fail(err, TD_CONFIG, "decode: steps of %d ranks cannot be recorded: %s",
+                       config->weights->n_ranks, td_comm_unrecordable(config->comm));
     if (max_drafts > 0 && config->layout->draft_layer < 0)
         return td_fail(err, TD_CONFIG, "decode: %u drafts, but there is no draft layer",
                        max_drafts);
@@ -505,7 +505,8 @@ static td_status record(td_decode *d, int32_t bucket)
     return st < 0 ? st : ended;
 }
 
-/* Steps for 1, 2, 4, .. sequences, up to max_seqs. */
+/* Steps for 1, 2, 4, .. sequences, up to max_seqs; all ranks at the same time. No rank waits in a
+ * step on its device before all others have taken what memory theirs need for recorded steps. */
 static td_status record_all(td_decode *d, td_err *err)
 {
     td_err local;
@@ -516,10 +517,16 @@ static td_status record_all(td_decode *d, td_err *err)
     d->forbid.fixed = 1;
     set_fixed_shape(d);
     const int32_t n = bucket_of(d->max_seqs) + 1;
-    for (int32_t bucket = n - 1; bucket >= 0; bucket--) { /* the largest need for scratch first */
-        td_status st = record(d, bucket);
-        if (st < 0)
-            return d->f.err->status < 0 ? st : td_forward_failed(&d->f, "recording", st);
+    td_status st = TD_OK;
+    for (int32_t bucket = n - 1; bucket >= 0 && st == TD_OK; bucket--)
+        st = record(d, bucket); /* the largest need for scratch first */
+    if (st == TD_OK)
+        st = td_stream_sync(d->f.stream, d->f.err);
+    if (st == TD_OK && d->f.comm != NULL)
+        st = td_comm_barrier(d->f.comm);
+    if (st < 0) {
+        td_forward_abandon(&d->f); /* the others would wait for this rank */
+        return d->f.err->status < 0 ? st : td_forward_failed(&d->f, "recording", st);
     }
     d->n_graphs = n;
     const uint64_t free_after = td_device_free_bytes(d->f.device);

@@ -51,7 +51,7 @@ uint32_t td_decode_pages(int32_t prompt_len, int32_t max_new_tokens, uint32_t ma
 
 /* max_drafts: k; 0 needs no draft layer. pad_rows: the batch is padded to a multiple of so many
  * sequences (fixed shapes); 0 or 1: not at all. With config->graphs it is padded to a power of two,
- * and the steps are recorded here. */
+ * and the steps are recorded here, which takes all ranks: the group's deadline holds. */
 td_status td_decode_create(const td_engine_config *config, uint32_t max_seqs, uint32_t max_drafts,
                            uint32_t pad_seqs, td_decode **out, td_err *err);
 void td_decode_destroy(td_decode *decode); /* NULL is fine */

@@ -21,7 +21,7 @@ typedef struct {
     uint32_t max_context; /* positions of a request; <= max_position_embeddings */
     td_cp_split split;    /* prefill with several ranks */
     int draft_prenorm; /* feed the draft layer the state before the final norm (model-spec F 2) */
-    int graphs;        /* the decoder records its steps: the device must be able to */
+    int graphs;        /* the decoder records its steps: device and comm must be able to */
     uint32_t attn_tile_rows;      /* rows that attention works on at a time; 0: 128, GPU 2048 */
     uint64_t index_scratch_bytes; /* indexer scores of a tile; 0: 64 MiB, GPU 256 MiB */
 } td_engine_config;

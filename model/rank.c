@@ -121,8 +121,8 @@ td_engine_config td_rank_engine(const td_rank *rank, const td_kv_layout *layout,
         .kv_base = rank->slab.base,
         .n_pages = rank->slab.n_pages,
         .max_context = (uint32_t)rank->weights->config.max_positions,
-        /* waits between ranks cannot be recorded in every form */
-        .graphs = td_device_records(rank->device) && rank->weights->n_ranks == 1,
+        .graphs =
+            td_device_records(rank->device) && (comm == NULL || td_comm_unrecordable(comm) == NULL),
     };
 }
 

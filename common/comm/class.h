@@ -18,6 +18,7 @@ typedef struct { /* contracts: comm.h */
                                  uint32_t cap_rows, size_t row_bytes, void *recv,
                                  int32_t *recv_counts, td_stream *stream);
     td_status (*barrier)(td_comm *comm);
+    const char *(*unrecordable)(const td_comm_group *group);
 } td_comm_class;
 
 typedef struct {

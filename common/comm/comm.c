@@ -78,3 +78,8 @@ td_status td_comm_barrier(td_comm *comm)
 {
     return class_of(comm)->barrier(comm);
 }
+
+const char *td_comm_unrecordable(const td_comm *comm)
+{
+    return class_of(comm)->unrecordable(end_of(comm)->group);
+}

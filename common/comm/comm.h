@@ -47,4 +47,10 @@ td_status td_comm_all_to_all_rows(td_comm *comm, const void *send, const int32_t
                                   uint32_t cap_rows, size_t row_bytes, void *recv,
                                   int32_t *recv_counts, td_stream *stream);
 td_status td_comm_barrier(td_comm *comm);
+/* NULL: a step with collectives of this group can be recorded (td_graph_begin()); all ranks record
+ * the same collectives, meanwhile meeting on the host as ever, and launch the same recorded steps
+ * in the same order, between calls that are not recorded as they like. The memory that was handed
+ * to the collectives must live as long as such steps are launched. Else why not: a constant text,
+ * and a collective in a step that is being recorded fails with TD_UNSUPPORTED. Any thread. */
+const char *td_comm_unrecordable(const td_comm *comm);
 #endif

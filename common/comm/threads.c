@@ -211,6 +211,12 @@ static td_status all_to_all_rows(td_comm *comm, const void *send, const int32_t 
     return meet(comm->head.group);
 }
 
+static const char *unrecordable(const td_comm_group *group)
+{
+    (void)group;
+    return "the CPU's steps are not recorded";
+}
+
 static const td_comm_class threads_class = {
     .name = "threads",
     .destroy = destroy,
@@ -220,6 +226,7 @@ static const td_comm_class threads_class = {
     .reduce_scatter_f32 = reduce_scatter_f32,
     .all_to_all_rows = all_to_all_rows,
     .barrier = barrier,
+    .unrecordable = unrecordable,
 };
 
 td_status td_comm_group_create(uint32_t n_ranks, uint32_t spin_us, int64_t deadline_ms,

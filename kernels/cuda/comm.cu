@@ -33,26 +33,30 @@ td_status td_cuda_comm_init(td_cuda_comm *c, const td_backend_comm_options *o,
         return td_fail(err, TD_NOMEM, "comm: no memory for %u ranks", o->n_ranks);
     cudaError_t e = cudaSetDevice(c->gpus[0]);
     if (e == cudaSuccess)
-        e = cudaHostAlloc((void **)&c->fault, sizeof(*c->fault), cudaHostAllocPortable);
+        e = cudaHostAlloc((void **)&c->fault, 2 * sizeof(int), cudaHostAllocPortable);
     if (e != cudaSuccess) {
         cudaGetLastError();
         c->fault = NULL;
         return td_fail(err, TD_CUDA, "GPU %d: page-locked memory for %u ranks: %s", c->gpus[0],
                        o->n_ranks, cudaGetErrorString(e));
     }
+    c->stop = c->fault + 1;
     *c->fault = 0;
+    *c->stop = TD_CUDA_STOP_NOT;
     return TD_OK;
 }
 
 void td_cuda_comm_fini(td_cuda_comm *c)
 {
+    if (c->guard != NULL) { /* the threads have left; their streams may live on */
+        c->guard->give_up = NULL;
+        c->guard->stop = NULL;
+    }
+    td_cuda_guard_give(c->guard);
     if (c->fault != NULL) {
         cudaSetDevice(c->gpus[0]);
         cudaFreeHost(c->fault);
     }
-    if (c->guard != NULL)
-        c->guard->give_up = NULL; /* the threads have left; their streams may live on */
-    td_cuda_guard_give(c->guard);
     td_comm_group_destroy(c->host);
 }
 
@@ -60,6 +64,8 @@ td_status td_cuda_comm_check(const td_cuda_comm *c)
 {
     if (td_cuda_guard_dead(c->guard))
         return TD_CANCELLED;
+    if (td_cuda_guard_late(c->guard))
+        return TD_DEADLINE;
     return *(volatile const int *)c->fault != 0 ? TD_INTERNAL : TD_OK;
 }
 

@@ -18,7 +18,9 @@ typedef struct {
     td_comm_group_head head;
     td_comm_group *host; /* the same ranks' thread form: where they meet on the host */
     td_cuda_guard *guard;
-    int *fault; /* page-locked, every GPU writes to it: counts were out of bounds */
+    /* Page-locked, every GPU reads and writes them */
+    int *fault; /* counts were out of bounds */
+    int *stop;  /* TD_CUDA_STOP_: waits of kernels end */
     int gpus[TD_CUDA_COMM_MAX_RANKS];
 } td_cuda_comm;
 
@@ -47,6 +49,31 @@ typedef struct {
     int *fault;
 } td_comm_rows;
 td_status td_comm_rows_launch(const td_comm_rows *a, td_stream *stream);
+
+/* ---- meetings of ranks in recorded steps (comm_meet.cu) ---- */
+
+typedef struct {                           /* in device memory of the rank; starts as zeros */
+    uint64_t turn;                         /* meetings that it has left */
+    unsigned n_blocks;                     /* of a running kernel: have read what they need */
+    uint64_t from[TD_CUDA_COMM_MAX_RANKS]; /* [r]: meetings that rank r has come to, by rank r */
+} td_comm_turns;
+
+typedef struct {
+    td_comm_turns *turns[TD_CUDA_COMM_MAX_RANKS]; /* by rank; all can write to them */
+    uint32_t rank, n;
+    int *stop;
+    uint64_t limit_ns; /* of a wait */
+} td_comm_meeting;
+
+/* What this rank's stream does before it is done, and the peers see it, before any rank's stream
+ * goes on; results are worthless once *stop is set. Each rank has a GPU of its own and launches it
+ * as often as the others. */
+td_status td_comm_meet_launch(const td_comm_meeting *meeting, td_stream *stream);
+/* td_comm_gather_launch() between two meetings, in one kernel. */
+td_status td_comm_meet_gather_launch(const td_comm_meeting *meeting, const td_comm_sources *from,
+                                     size_t n_bytes, void *recv, td_stream *stream);
+/* Brings their code to the current GPU, so that a launch need not. */
+cudaError_t td_comm_meet_load(void);
 
 td_status td_cuda_peer_create(const td_backend_comm_options *options, td_comm_group **out,
                               td_err *err);

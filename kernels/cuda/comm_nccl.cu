@@ -123,8 +123,13 @@ static ncclResult_t settle(const nccl_rank *me, ncclResult_t r, td_status *st)
 
 static td_status begin(nccl_rank *me, td_stream *s)
 {
-    const td_status st = td_cuda_comm_check(&me->group->c);
+    int recording = 0;
+    td_status st = td_cuda_comm_check(&me->group->c);
     td_cuda_guard_set(s, me->group->c.guard, me);
+    if (st == TD_OK)
+        st = td_cuda_recording(s, &recording);
+    if (st == TD_OK && recording)
+        return TD_UNSUPPORTED;
     return st == TD_OK && me->comm == NULL ? TD_CANCELLED : st;
 }
 
@@ -231,9 +236,17 @@ static td_status all_to_all_rows(td_comm *comm, const void *send, const int32_t 
     return st == TD_OK ? td_comm_rows_launch(&kept, s) : st;
 }
 
+/* NCCL's collectives can be recorded, but ncclCommAbort() waits until every recorded step that
+ * holds some of its communicator is destroyed: a group could not be given up. */
+static const char *unrecordable(const td_comm_group *group)
+{
+    (void)group;
+    return "not supported for ranks that meet through NCCL";
+}
+
 static const td_comm_class nccl_class = {"nccl",          destroy,    abort_group,
                                          get_rank,        all_gather, reduce_scatter_f32,
-                                         all_to_all_rows, barrier};
+                                         all_to_all_rows, barrier,    unrecordable};
 
 static td_status load(nccl_api *api, td_err *err)
 {

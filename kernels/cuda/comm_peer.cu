@@ -3,22 +3,37 @@
  * exchange pointers, let my stream wait for the peers' events, one kernel that reads their memory,
  * record that I am done, meet again, let my stream wait until the peers are done with my memory.
  * The host only meets, it waits for no device; an event is recorded before anybody's stream waits
- * for it, so streams that share a hardware queue cannot block each other. Waits between the streams
- * of different ranks cannot be part of a recorded step: with this form steps are enqueued. */
+ * for it, so streams that share a hardware queue cannot block each other.
+ * In a step that is being recorded, streams cannot wait for each other's events: there the ranks
+ * meet on the host as well, so the pointers of the recorded step are known, but the streams meet in
+ * a kernel (comm_meet.cu), which waits for the others'. Only ranks with a GPU each do that: on one
+ * GPU nothing promises that the rank that is waited for gets to run. */
 #include "kernels/cuda/comm.cuh"
 
 #include <cstdlib>
+extern "C" {
+#include "common/base/clock.h"
+}
+
+/* The deadline is the host's, which does not count time in which the process was stopped. Should no
+ * thread look at the stream, a wait on the GPU ends by itself, later. */
+#define LIMIT_DEADLINES 10
 
 typedef struct { /* what a rank shows the others in a collective */
     const void *send;
     const int32_t *counts;
-    size_t size; /* must be equal on all ranks */
+    size_t size; /* must be equal on all ranks, as must be: */
+    int recording;
 } peer_offer;
 
 typedef struct { /* td_comm_head first */
     td_comm_head head;
     td_comm *host;
     cudaEvent_t ready, done;
+    /* In the running collective: it is part of a recorded step; its kernel then meets the peers'.
+     */
+    int recording, kernel_meets;
+    td_comm_meeting meeting;
 } peer_rank;
 
 typedef struct { /* td_cuda_comm first */
@@ -26,6 +41,7 @@ typedef struct { /* td_cuda_comm first */
     peer_offer offers[TD_CUDA_COMM_MAX_RANKS]; /* written before the first meeting, read until the
                                                   second */
     peer_rank ranks[TD_CUDA_COMM_MAX_RANKS];
+    int shared; /* ranks share a GPU */
 } peer_group;
 
 static peer_group *group_of(td_comm_group *group)
@@ -47,6 +63,7 @@ static void destroy(td_comm_group *group)
             cudaEventDestroy(g->ranks[r].ready);
         if (g->ranks[r].done != NULL)
             cudaEventDestroy(g->ranks[r].done);
+        cudaFree(g->ranks[r].meeting.turns[r]);
     }
     td_cuda_comm_fini(&g->c);
     free(g);
@@ -54,8 +71,15 @@ static void destroy(td_comm_group *group)
 
 static void abort_group(td_comm_group *group)
 {
-    td_cuda_guard_end(group_of(group)->c.guard);
-    td_comm_group_abort(group_of(group)->c.host);
+    td_cuda_comm *c = &group_of(group)->c;
+    td_cuda_guard_end(c->guard);
+    *(volatile int *)c->stop = TD_CUDA_STOP_DEAD; /* ends what kernels wait for, on all ranks */
+    td_comm_group_abort(c->host);
+}
+
+static void give_up(void *rank)
+{
+    abort_group(static_cast<peer_rank *>(rank)->head.group);
 }
 
 static td_status ended(peer_rank *me, td_status st)
@@ -72,18 +96,25 @@ static td_comm *get_rank(td_comm_group *group, uint32_t rank)
 
 static td_status barrier(td_comm *comm)
 {
-    return ended(rank_of(comm), td_comm_barrier(rank_of(comm)->host));
+    peer_rank *me = rank_of(comm);
+    const td_status st = td_cuda_comm_check(&group_of(me->head.group)->c);
+    return ended(me, st == TD_OK ? td_comm_barrier(me->host) : st);
 }
 
-/* Everybody's event to everybody else's stream: record mine, meet, wait for the others'. */
+/* Everybody's event to everybody else's stream: record mine, meet, wait for the others'. In a
+ * recorded step the streams meet by themselves. */
 static td_status order(peer_rank *me, cudaEvent_t peer_rank::*event, td_stream *s)
 {
     peer_group *g = group_of(me->head.group);
-    td_status st = td_cuda_keep(s, "an event", cudaEventRecord(me->*event, s->stream));
+    td_status st = TD_OK;
+    if (!me->recording)
+        st = td_cuda_keep(s, "an event", cudaEventRecord(me->*event, s->stream));
+    else if (!me->kernel_meets)
+        st = td_comm_meet_launch(&me->meeting, s);
     if (st == TD_OK)
         st = td_comm_barrier(me->host);
     for (uint32_t r = 0; r < g->c.head.n_ranks && st == TD_OK; r++)
-        if (r != me->head.rank)
+        if (r != me->head.rank && !me->recording)
             st = td_cuda_keep(s, "waiting for a peer",
                               cudaStreamWaitEvent(s->stream, g->ranks[r].*event, 0));
     return st;
@@ -97,11 +128,17 @@ static td_status begin(peer_rank *me, peer_offer mine, td_stream *s, const peer_
     td_status st = td_cuda_comm_check(&g->c);
     if (st < 0)
         return st;
-    td_cuda_guard_set(s, g->c.guard, NULL);
+    td_cuda_guard_set(s, g->c.guard, me);
+    st = td_cuda_recording(s, &me->recording);
+    if (st == TD_OK && me->recording && g->shared)
+        st = TD_UNSUPPORTED;
+    if (st < 0)
+        return st;
+    mine.recording = me->recording;
     offers[me->head.rank] = mine;
     st = order(me, &peer_rank::ready, s);
     for (uint32_t r = 0; r < g->c.head.n_ranks && st == TD_OK; r++)
-        if (offers[r].size != mine.size)
+        if (offers[r].size != mine.size || offers[r].recording != mine.recording)
             st = TD_INTERNAL;
     *all = offers;
     return st;
@@ -122,11 +159,13 @@ static td_status all_gather(td_comm *comm, const void *send, size_t n_bytes, voi
     const uint32_t n = td_comm_n_ranks(comm);
     const peer_offer *all = NULL;
     td_comm_sources from = {};
-    td_status st = begin(me, {send, NULL, n_bytes}, s, &all);
+    me->kernel_meets = 1;
+    td_status st = begin(me, {send, NULL, n_bytes, 0}, s, &all);
     for (uint32_t r = 0; r < n && st == TD_OK; r++)
         from.p[r] = all[r].send;
     if (st == TD_OK)
-        st = td_comm_gather_launch(&from, n, n_bytes, recv, s);
+        st = me->recording ? td_comm_meet_gather_launch(&me->meeting, &from, n_bytes, recv, s)
+                           : td_comm_gather_launch(&from, n, n_bytes, recv, s);
     return end(me, st, s);
 }
 
@@ -136,7 +175,8 @@ static td_status reduce_scatter_f32(td_comm *comm, const float *send, size_t n, 
     peer_rank *me = rank_of(comm);
     const peer_offer *all = NULL;
     td_comm_sources from = {};
-    td_status st = begin(me, {send, NULL, n}, s, &all);
+    me->kernel_meets = 0;
+    td_status st = begin(me, {send, NULL, n, 0}, s, &all);
     for (uint32_t r = 0; r < td_comm_n_ranks(comm) && st == TD_OK; r++)
         from.p[r] = static_cast<const float *>(all[r].send) + me->head.rank * n;
     if (st == TD_OK)
@@ -153,7 +193,8 @@ static td_status all_to_all_rows(td_comm *comm, const void *send, const int32_t 
     const size_t block = cap_rows * row_bytes;
     td_comm_rows rows = {{},        {},   td_comm_n_ranks(comm), cap_rows,
                          row_bytes, recv, recv_counts,           group_of(me->head.group)->c.fault};
-    td_status st = begin(me, {send, send_counts, block}, s, &all);
+    me->kernel_meets = 0;
+    td_status st = begin(me, {send, send_counts, block, 0}, s, &all);
     for (uint32_t r = 0; r < rows.n && st == TD_OK; r++) {
         rows.from.p[r] = static_cast<const char *>(all[r].send) + me->head.rank * block;
         rows.counts.p[r] = all[r].counts + me->head.rank;
@@ -163,9 +204,14 @@ static td_status all_to_all_rows(td_comm *comm, const void *send, const int32_t 
     return end(me, st, s);
 }
 
+static const char *unrecordable(const td_comm_group *group)
+{
+    return reinterpret_cast<const peer_group *>(group)->shared ? "ranks share a GPU" : NULL;
+}
+
 static const td_comm_class peer_class = {"peer",          destroy,    abort_group,
                                          get_rank,        all_gather, reduce_scatter_f32,
-                                         all_to_all_rows, barrier};
+                                         all_to_all_rows, barrier,    unrecordable};
 
 /* GPU a's kernels may read GPU b's memory. */
 static td_status reach(int a, int b, td_err *err)
@@ -190,6 +236,20 @@ static td_status reach(int a, int b, td_err *err)
                                       b, cudaGetErrorString(e));
 }
 
+/* On the current GPU, which is the rank's own. */
+static cudaError_t open_turns(peer_group *g, uint32_t r)
+{
+    td_comm_turns *turns = NULL;
+    cudaError_t e = cudaMalloc((void **)&turns, sizeof(*turns));
+    if (e != cudaSuccess)
+        return e;
+    g->ranks[r].meeting.turns[r] = turns;
+    e = cudaMemset(turns, 0, sizeof(*turns));
+    if (e == cudaSuccess)
+        e = cudaDeviceSynchronize(); /* before a peer can write to them */
+    return e == cudaSuccess ? td_comm_meet_load() : e;
+}
+
 static td_status open_rank(peer_group *g, uint32_t r, td_err *err)
 {
     for (uint32_t other = 0; other < g->c.head.n_ranks; other++) {
@@ -205,9 +265,28 @@ static td_status open_rank(peer_group *g, uint32_t r, td_err *err)
         e = cudaEventCreateWithFlags(&me->ready, cudaEventDisableTiming);
     if (e == cudaSuccess)
         e = cudaEventCreateWithFlags(&me->done, cudaEventDisableTiming);
+    if (e == cudaSuccess && !g->shared)
+        e = open_turns(g, r);
     return e == cudaSuccess ? TD_OK
                             : td_fail(err, TD_CUDA, "GPU %d: making events: %s", g->c.gpus[r],
                                       cudaGetErrorString(e));
+}
+
+/* Steps can be recorded: all know where the others' turns are, and streams may wait on the GPU. */
+static void open_meetings(peer_group *g, int64_t deadline_ms)
+{
+    const uint32_t n = g->c.head.n_ranks;
+    for (uint32_t r = 0; r < n; r++) {
+        td_comm_meeting *m = &g->ranks[r].meeting;
+        for (uint32_t other = 0; other < n; other++)
+            m->turns[other] = g->ranks[other].meeting.turns[other];
+        m->rank = r;
+        m->n = n;
+        m->stop = g->c.stop;
+        m->limit_ns = LIMIT_DEADLINES * static_cast<uint64_t>(deadline_ms) * TD_NS_PER_MS;
+    }
+    g->c.guard->give_up = give_up;
+    g->c.guard->stop = g->c.stop;
 }
 
 td_status td_cuda_peer_create(const td_backend_comm_options *o, td_comm_group **out, td_err *err)
@@ -216,9 +295,14 @@ td_status td_cuda_peer_create(const td_backend_comm_options *o, td_comm_group **
     if (g == NULL)
         return td_fail(err, TD_NOMEM, "comm: no memory for %u ranks", o->n_ranks);
     g->c.head = {&peer_class, o->n_ranks};
+    for (uint32_t a = 0; a < o->n_ranks; a++)
+        for (uint32_t b = 0; b < a; b++)
+            g->shared |= o->gpus[a] == o->gpus[b];
     td_status st = td_cuda_comm_init(&g->c, o, NULL, err);
     for (uint32_t r = 0; r < o->n_ranks && st == TD_OK; r++)
         st = open_rank(g, r, err);
+    if (st == TD_OK && !g->shared)
+        open_meetings(g, o->deadline_ms);
     if (st == TD_OK)
         *out = reinterpret_cast<td_comm_group *>(g);
     else

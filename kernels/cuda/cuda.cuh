@@ -28,6 +28,9 @@ typedef struct {
      * is dead, this ends a rank's share of it, by the rank's own thread, any number of times;
      * results are worthless then. Cleared when the group goes. */
     void (*give_up)(void *rank);
+    /* NULL: no kernel waits for a peer. Else page-locked, the group's, cleared when it goes: what
+     * ends such waits (TD_CUDA_STOP_ in device.cuh). */
+    volatile int *stop;
 } td_cuda_guard;
 
 struct td_stream { /* td_stream_head first */
@@ -52,6 +55,8 @@ td_status td_cuda_keep(td_stream *s, const char *what, cudaError_t e);
 /* What an operation returns after its launches: TD_OK, or TD_CUDA with the stream's error filled.
  */
 td_status td_cuda_launched(td_stream *s, const char *op);
+/* Whether the stream is recording a step. */
+td_status td_cuda_recording(td_stream *s, int *out);
 /* Dynamic shared memory above 48 KiB has to be asked for, once per kernel and device. */
 td_status td_cuda_allow_shared(td_stream *s, const void *kernel, size_t n_bytes, const char *op);
 

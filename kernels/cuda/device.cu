@@ -10,7 +10,7 @@ extern "C" {
 
 #define NEEDED_MAJOR 9 /* sm_90a */
 #define NEEDED_MINOR 0
-#define POLL_SPIN_NS (2 * TD_NS_PER_MS) /* then with short sleeps between looks */
+#define POLL_SPIN_NS (20 * TD_NS_PER_MS) /* then with short sleeps between looks */
 #define POLL_SLEEP_NS 50000
 #define GIVE_UP_NS (5 * TD_NS_PER_S)     /* for work that was given up to end */
 #define POLL_STEP_NS (50 * TD_NS_PER_MS) /* no time between two looks counts for more */
@@ -37,7 +37,7 @@ td_cuda_guard *td_cuda_guard_new(int64_t deadline_ms, void (*give_up)(void *rank
 {
     td_cuda_guard *guard = static_cast<td_cuda_guard *>(calloc(1, sizeof(*guard)));
     if (guard != NULL)
-        *guard = {1, 0, deadline_ms, give_up};
+        *guard = {1, 0, deadline_ms, give_up, NULL};
     return guard;
 }
 
@@ -65,6 +65,11 @@ void td_cuda_guard_end(td_cuda_guard *guard)
 int td_cuda_guard_dead(const td_cuda_guard *guard)
 {
     return __atomic_load_n(&guard->dead, __ATOMIC_ACQUIRE);
+}
+
+int td_cuda_guard_late(const td_cuda_guard *guard)
+{
+    return guard->stop != NULL && *guard->stop == TD_CUDA_STOP_LATE;
 }
 
 /* Looks until the stream is empty or limit_ns have passed; once the group is dead, what waits for
@@ -114,6 +119,10 @@ static td_status sync_stream(td_stream *s, td_err *err)
                        (long long)s->guard->deadline_ms);
     if (s->error[0] != '\0')
         return td_fail(err, TD_CUDA, "GPU %d: %s", s->index, s->error);
+    if (e == cudaSuccess && s->guard != NULL && td_cuda_guard_late(s->guard)) {
+        td_cuda_guard_end(s->guard);
+        return td_fail(err, TD_DEADLINE, "GPU %d: another rank did not come", s->index);
+    }
     if (e == cudaSuccess && s->guard != NULL && s->guard->give_up != NULL &&
         td_cuda_guard_dead(s->guard))
         return td_fail(err, TD_CANCELLED, "GPU %d: the ranks' collectives were aborted", s->index);
@@ -260,10 +269,14 @@ static td_status graph_end(td_stream *s, td_graph **out, size_t *n_nodes, td_err
         g = static_cast<td_graph *>(calloc(1, sizeof(*g)));
         e = g == NULL ? cudaErrorMemoryAllocation : cudaGraphInstantiate(&g->exec, graph, 0);
     }
+    if (e == cudaSuccess) /* memory that it needs on the device is taken now, not at a launch */
+        e = cudaGraphUpload(g->exec, s->stream);
     if (graph != NULL)
         cudaGraphDestroy(graph);
     if (e != cudaSuccess) {
         cudaGetLastError();
+        if (g != NULL && g->exec != NULL)
+            cudaGraphExecDestroy(g->exec);
         free(g);
         return failed(err, s, "recording a step", e);
     }
@@ -496,6 +509,14 @@ void *td_cuda_scratch(td_stream *s, size_t n_bytes)
 td_status td_cuda_launched(td_stream *s, const char *op)
 {
     return td_cuda_keep(s, op, cudaGetLastError());
+}
+
+td_status td_cuda_recording(td_stream *s, int *out)
+{
+    cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+    const td_status st = td_cuda_keep(s, "a stream", cudaStreamIsCapturing(s->stream, &status));
+    *out = status != cudaStreamCaptureStatusNone;
+    return st;
 }
 
 td_status td_cuda_allow_shared(td_stream *s, const void *kernel, size_t n_bytes, const char *op)

@@ -14,4 +14,7 @@ void td_cuda_guard_give(td_cuda_guard *guard); /* one owner less; NULL is fine *
 void td_cuda_guard_set(td_stream *s, td_cuda_guard *guard, void *rank);
 void td_cuda_guard_end(td_cuda_guard *guard); /* the group is dead; any thread */
 int td_cuda_guard_dead(const td_cuda_guard *guard);
+/* What guard->stop says: waits go on; the group is dead; a wait on the device came to its limit. */
+enum { TD_CUDA_STOP_NOT, TD_CUDA_STOP_DEAD, TD_CUDA_STOP_LATE };
+int td_cuda_guard_late(const td_cuda_guard *guard);
 #endif

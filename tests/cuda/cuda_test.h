@@ -16,9 +16,9 @@ typedef struct {
     int n_buffers;
 } ct_gpu;
 
-static inline ct_gpu ct_open(void)
+static inline ct_gpu ct_open_on(uint32_t index)
 {
-    td_backend_options options = {.kind = TD_BACKEND_CUDA};
+    td_backend_options options = {.kind = TD_BACKEND_CUDA, .index = index};
     ct_gpu g = {0};
     td_err err;
     td_status st = td_backend_open(&options, &g.device, &g.ops, &err);
@@ -29,6 +29,11 @@ static inline ct_gpu ct_open(void)
     TD_EQ(TD_OK, st);
     g.stream = td_device_stream(g.device);
     return g;
+}
+
+static inline ct_gpu ct_open(void)
+{
+    return ct_open_on(0);
 }
 
 static inline void ct_sync(ct_gpu *g)

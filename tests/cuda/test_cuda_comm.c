@@ -3,98 +3,28 @@
  * end. */
 #include "common/base/clock.h"
 #include "tests/common/base/td_hard.h"
-#include "tests/cuda/cuda_test.h"
-
-#include <pthread.h>
+#include "tests/cuda/rank_threads.h"
 
 TD_TEST_MAIN
 
-#define MAX_RANKS 4
 #define DEADLINE_MS 20000
-#define SLOW_BYTES                                                                                 \
-    ((size_t)256 << 20) /* filled before a rank's bytes are there: peers must wait                 \
-                         */
 
-typedef struct rank_arg rank_arg;
-typedef void (*rank_main)(rank_arg *a);
-
-struct rank_arg {
-    td_comm *comm;
-    uint32_t rank, n;
-    rank_main fn;
-    ct_gpu gpu;
-    td_status st;
-    pthread_t thread;
-};
-
-static void need_gpu(void)
+static void run_ranks(uint32_t n, td_comm_form form, ct_rank_main fn)
 {
-    ct_gpu g = ct_open();
-    ct_close(&g);
-}
-
-static td_status make_group(uint32_t n, td_comm_form form, uint32_t first_gpu, uint32_t step,
-                            int64_t deadline_ms, td_comm_group **out, td_err *err)
-{
-    uint32_t gpus[MAX_RANKS];
-    for (uint32_t r = 0; r < n; r++)
-        gpus[r] = first_gpu + r * step;
-    td_backend_comm_options o = {.kind = TD_BACKEND_CUDA,
-                                 .form = form,
-                                 .gpus = gpus,
-                                 .n_ranks = n,
-                                 .spin_us = 20,
-                                 .deadline_ms = deadline_ms};
-    return td_backend_comm(&o, out, err);
-}
-
-static void *thread_main(void *arg)
-{
-    rank_arg *a = arg;
-    a->gpu = ct_open(); /* its thread's own */
-    a->fn(a);
-    return NULL;
-}
-
-/* Every rank on a thread; buffers go when all ranks' streams have passed them. */
-static void run_in(td_comm_group *group, uint32_t n, rank_main fn, rank_arg *args)
-{
-    for (uint32_t r = 0; r < n; r++) {
-        args[r] = (rank_arg){td_comm_group_rank(group, r), r, n, fn, {0}, TD_OK, 0};
-        TD_EQ(0, pthread_create(&args[r].thread, NULL, thread_main, &args[r]));
-    }
-    for (uint32_t r = 0; r < n; r++)
-        pthread_join(args[r].thread, NULL);
-    for (uint32_t r = 0; r < n; r++)
-        td_stream_sync(args[r].gpu.stream, NULL);
-    for (uint32_t r = 0; r < n; r++)
-        ct_close(&args[r].gpu);
-}
-
-static void run_ranks(uint32_t n, td_comm_form form, rank_main fn)
-{
-    rank_arg args[MAX_RANKS];
+    ct_rank args[CT_MAX_RANKS];
     td_comm_group *group = NULL;
     td_err err = {0};
-    td_status st = make_group(n, form, 0, 0, DEADLINE_MS, &group, &err);
+    td_status st = ct_make_group(n, form, 0, 0, DEADLINE_MS, &group, &err);
     if (st == TD_UNSUPPORTED && form == TD_COMM_NCCL)
         td_skip(err.text);
     if (st < 0)
         printf("%s\n", err.text);
     TD_EQ(TD_OK, st);
     TD_STR(form == TD_COMM_NCCL ? "nccl" : "peer", td_comm_group_form(group));
-    run_in(group, n, fn, args);
+    ct_run_in(group, n, 0, fn, args);
     for (uint32_t r = 0; r < n; r++)
         TD_EQ(TD_OK, args[r].st);
     td_comm_group_destroy(group);
-}
-
-/* The rank that is late differs from round to round. */
-static void be_late(rank_arg *a, void *slow, int round)
-{
-    if ((uint32_t)round % a->n == a->rank)
-        for (int i = 0; i < 4; i++)
-            TD_EQ(TD_OK, td_stream_fill(a->gpu.stream, slow, i, SLOW_BYTES));
 }
 
 #define ROUNDS 12
@@ -105,24 +35,19 @@ static size_t round_bytes(int round)
     return sizes[round % 12];
 }
 
-static unsigned char gather_byte(uint32_t rank, size_t i, int round)
-{
-    return (unsigned char)(rank * 31 + i * 7 + (size_t)round * 3 + i / 251);
-}
-
 /* All rounds are enqueued before anything is looked at; what was sent is overwritten at once. */
-static void gather_main(rank_arg *a)
+static void gather_main(ct_rank *a)
 {
-    void *recv[ROUNDS], *slow = ct_alloc(&a->gpu, SLOW_BYTES);
+    void *recv[ROUNDS], *slow = ct_alloc(&a->gpu, CT_SLOW_BYTES);
     void *late = ct_alloc(&a->gpu, 1 << 20);
     for (int i = 0; i < ROUNDS && a->st == TD_OK; i++) {
         size_t n = round_bytes(i);
         unsigned char *host = malloc(n + 1);
         for (size_t k = 0; k < n; k++)
-            host[k] = gather_byte(a->rank, k, i);
+            host[k] = ct_byte(a->rank, k, i);
         void *mine = ct_up(&a->gpu, host, n + 1);
         recv[i] = ct_alloc(&a->gpu, n * a->n);
-        be_late(a, slow, i);
+        ct_be_late(a, slow, i);
         TD_EQ(TD_OK, td_stream_copy(a->gpu.stream, late, mine, n));
         a->st = td_comm_all_gather(a->comm, late, n, recv[i], a->gpu.stream);
         TD_EQ(TD_OK, td_stream_fill(a->gpu.stream, late, 0xee, 1 << 20));
@@ -134,7 +59,7 @@ static void gather_main(rank_arg *a)
         ct_down(&a->gpu, got, recv[i], n * a->n);
         for (uint32_t r = 0; r < a->n; r++)
             for (size_t k = 0; k < n; k++)
-                if (got[r * n + k] != gather_byte(r, k, i)) {
+                if (got[r * n + k] != ct_byte(r, k, i)) {
                     printf("round %d: rank %u has byte %zu of rank %u wrong\n", i, a->rank, k, r);
                     TD_TRUE(0);
                 }
@@ -144,8 +69,8 @@ static void gather_main(rank_arg *a)
 
 TEST(all_gather_brings_every_block_to_every_rank_however_late_it_is)
 {
-    need_gpu();
-    for (uint32_t n = 1; n <= MAX_RANKS; n++)
+    ct_need_gpus(1);
+    for (uint32_t n = 1; n <= CT_MAX_RANKS; n++)
         run_ranks(n, TD_COMM_PEER, gather_main);
 }
 
@@ -164,10 +89,10 @@ static float sum_of(uint32_t n_ranks, size_t i)
     return sum;
 }
 
-static void sum_main(rank_arg *a)
+static void sum_main(ct_rank *a)
 {
     static const size_t sizes[] = {0, 1, 3, 4, 1000, 7168 * 33, 5003};
-    void *slow = ct_alloc(&a->gpu, SLOW_BYTES);
+    void *slow = ct_alloc(&a->gpu, CT_SLOW_BYTES);
     for (int i = 0; i < 7 && a->st == TD_OK; i++) {
         size_t n = sizes[i], all = n * a->n;
         float *send = calloc(all + 1, sizeof(float)), *got = calloc(n + 1, sizeof(float));
@@ -176,7 +101,7 @@ static void sum_main(rank_arg *a)
         void *mine = ct_up(&a->gpu, send, (all + 1) * sizeof(float));
         float *late = ct_alloc(&a->gpu, (all + 1) * sizeof(float));
         float *recv = ct_alloc(&a->gpu, (n + 1) * sizeof(float));
-        be_late(a, slow, i);
+        ct_be_late(a, slow, i);
         TD_EQ(TD_OK, td_stream_copy(a->gpu.stream, late, mine, all * sizeof(float)));
         a->st = td_comm_reduce_scatter_f32(a->comm, late, n, recv, a->gpu.stream);
         TD_EQ(TD_OK, td_stream_fill(a->gpu.stream, late, 0xee, all * sizeof(float)));
@@ -194,25 +119,25 @@ static void sum_main(rank_arg *a)
 
 TEST(sums_run_in_rank_order_to_the_bit)
 {
-    need_gpu();
-    for (uint32_t n = 1; n <= MAX_RANKS; n++)
+    ct_need_gpus(1);
+    for (uint32_t n = 1; n <= CT_MAX_RANKS; n++)
         run_ranks(n, TD_COMM_PEER, sum_main);
 }
 
 /* Rank a sends (a + b + round) % (cap + 1) rows to rank b, which sends them back. */
-static void there_and_back_main(rank_arg *a)
+static void there_and_back_main(ct_rank *a)
 {
     enum { CAP = 37 };
     static const size_t widths[] = {4, 12, 64, 516, 28672};
-    void *slow = ct_alloc(&a->gpu, SLOW_BYTES);
+    void *slow = ct_alloc(&a->gpu, CT_SLOW_BYTES);
     for (int i = 0; i < 5 && a->st == TD_OK; i++) {
         size_t row = widths[i], block = CAP * row, all = block * a->n;
-        int32_t counts[MAX_RANKS], got_counts[MAX_RANKS], back_counts[MAX_RANKS];
+        int32_t counts[CT_MAX_RANKS], got_counts[CT_MAX_RANKS], back_counts[CT_MAX_RANKS];
         unsigned char *host = malloc(all), *got = malloc(all), *back = malloc(all);
         for (uint32_t r = 0; r < a->n; r++) {
             counts[r] = (int32_t)((a->rank * 5 + r + (uint32_t)i) % (CAP + 1));
             for (size_t k = 0; k < block; k++)
-                host[r * block + k] = gather_byte(a->rank * 16 + r, k, i);
+                host[r * block + k] = ct_byte(a->rank * 16 + r, k, i);
         }
         void *mine = ct_up(&a->gpu, host, all), *send = ct_alloc(&a->gpu, all);
         void *recv = ct_alloc(&a->gpu, all), *home = ct_alloc(&a->gpu, all);
@@ -220,7 +145,7 @@ static void there_and_back_main(rank_arg *a)
         int32_t *n_send = ct_alloc(&a->gpu, sizeof(counts));
         int32_t *n_recv = ct_alloc(&a->gpu, sizeof(counts));
         int32_t *n_back = ct_alloc(&a->gpu, sizeof(counts));
-        be_late(a, slow, i);
+        ct_be_late(a, slow, i);
         TD_EQ(TD_OK, td_stream_copy(a->gpu.stream, send, mine, all));
         TD_EQ(TD_OK, td_stream_copy(a->gpu.stream, n_send, n_mine, sizeof(counts)));
         TD_EQ(TD_OK, td_stream_fill(a->gpu.stream, recv, 0xee, all));
@@ -242,9 +167,9 @@ static void there_and_back_main(rank_arg *a)
             TD_EQ(counts[r], back_counts[r]);
             for (size_t k = 0; k < block; k++) {
                 unsigned char want =
-                    k < in * row ? gather_byte(r * 16 + a->rank, k, i) : (unsigned char)0xee;
+                    k < in * row ? ct_byte(r * 16 + a->rank, k, i) : (unsigned char)0xee;
                 unsigned char want_back = k < (size_t)counts[r] * row
-                                              ? gather_byte(a->rank * 16 + r, k, i)
+                                              ? ct_byte(a->rank * 16 + r, k, i)
                                               : (unsigned char)0xdd;
                 TD_TRUE(got[r * block + k] == want && back[r * block + k] == want_back);
             }
@@ -257,27 +182,27 @@ static void there_and_back_main(rank_arg *a)
 
 TEST(all_to_all_moves_rows_counted_on_the_device_and_nothing_else)
 {
-    need_gpu();
-    for (uint32_t n = 1; n <= MAX_RANKS; n++)
+    ct_need_gpus(1);
+    for (uint32_t n = 1; n <= CT_MAX_RANKS; n++)
         run_ranks(n, TD_COMM_PEER, there_and_back_main);
 }
 
-static void many_main(rank_arg *a)
+static void many_main(ct_rank *a)
 {
     enum { N = 3000 };
-    uint64_t *turns = malloc(N * sizeof(*turns)), all[MAX_RANKS];
+    uint64_t *turns = malloc(N * sizeof(*turns)), all[CT_MAX_RANKS];
     for (uint64_t i = 0; i < N; i++)
         turns[i] = i * 1000 + a->rank;
     uint64_t *mine = ct_up(&a->gpu, turns, N * sizeof(*turns));
     uint64_t *recv = ct_alloc(&a->gpu, N * sizeof(all));
     for (int i = 0; i < N && a->st == TD_OK; i++) {
-        a->st = td_comm_all_gather(a->comm, mine + i, sizeof(*mine), recv + i * MAX_RANKS,
+        a->st = td_comm_all_gather(a->comm, mine + i, sizeof(*mine), recv + i * CT_MAX_RANKS,
                                    a->gpu.stream);
         if (a->st == TD_OK && i % 7 == 0)
             a->st = td_comm_barrier(a->comm);
     }
     for (int i = 0; i < N && a->st == TD_OK; i += 97) {
-        ct_down(&a->gpu, all, recv + i * MAX_RANKS, a->n * sizeof(*all));
+        ct_down(&a->gpu, all, recv + i * CT_MAX_RANKS, a->n * sizeof(*all));
         for (uint32_t r = 0; r < a->n; r++)
             TD_EQ(i * 1000 + (int)r, all[r]);
     }
@@ -286,12 +211,12 @@ static void many_main(rank_arg *a)
 
 TEST(thousands_of_collectives_in_a_row_stay_in_step)
 {
-    need_gpu();
+    ct_need_gpus(1);
     run_ranks(3, TD_COMM_PEER, many_main);
 }
 
 /* A count that no block has room for. */
-static void bad_count_main(rank_arg *a)
+static void bad_count_main(ct_rank *a)
 {
     int32_t counts[2] = {1, a->rank == 0 ? 9 : 2};
     void *send = ct_alloc(&a->gpu, 2 * 4 * 8), *recv = ct_alloc(&a->gpu, 2 * 4 * 8);
@@ -305,11 +230,11 @@ static void bad_count_main(rank_arg *a)
 
 TEST(a_count_out_of_bounds_moves_no_more_than_fits_and_a_later_call_says_so)
 {
-    need_gpu();
-    rank_arg args[MAX_RANKS];
+    ct_need_gpus(1);
+    ct_rank args[CT_MAX_RANKS];
     td_comm_group *group = NULL;
-    TD_EQ(TD_OK, make_group(2, TD_COMM_PEER, 0, 0, DEADLINE_MS, &group, NULL));
-    run_in(group, 2, bad_count_main, args);
+    TD_EQ(TD_OK, ct_make_group(2, TD_COMM_PEER, 0, 0, DEADLINE_MS, &group, NULL));
+    ct_run_in(group, 2, 0, bad_count_main, args);
     int told = 0;
     for (int r = 0; r < 2; r++) {
         TD_TRUE(args[r].st == TD_INTERNAL || args[r].st == TD_CANCELLED);
@@ -319,7 +244,7 @@ TEST(a_count_out_of_bounds_moves_no_more_than_fits_and_a_later_call_says_so)
     td_comm_group_destroy(group);
 }
 
-static void size_main(rank_arg *a)
+static void size_main(ct_rank *a)
 {
     void *send = ct_alloc(&a->gpu, 64), *recv = ct_alloc(&a->gpu, 256);
     a->st = td_comm_all_gather(a->comm, send, 8 + a->rank, recv, a->gpu.stream);
@@ -327,18 +252,18 @@ static void size_main(rank_arg *a)
 
 TEST(ranks_that_disagree_about_sizes_fail)
 {
-    need_gpu();
-    rank_arg args[MAX_RANKS];
+    ct_need_gpus(1);
+    ct_rank args[CT_MAX_RANKS];
     td_comm_group *group = NULL;
-    TD_EQ(TD_OK, make_group(3, TD_COMM_PEER, 0, 0, DEADLINE_MS, &group, NULL));
-    run_in(group, 3, size_main, args);
+    TD_EQ(TD_OK, ct_make_group(3, TD_COMM_PEER, 0, 0, DEADLINE_MS, &group, NULL));
+    ct_run_in(group, 3, 0, size_main, args);
     for (int r = 0; r < 3; r++)
         TD_TRUE(args[r].st == TD_INTERNAL || args[r].st == TD_CANCELLED);
     td_comm_group_destroy(group);
 }
 
 /* Rank 0 comes alone. */
-static void alone_main(rank_arg *a)
+static void alone_main(ct_rank *a)
 {
     void *send = ct_alloc(&a->gpu, 64), *recv = ct_alloc(&a->gpu, 256);
     if (a->rank == 0)
@@ -347,17 +272,17 @@ static void alone_main(rank_arg *a)
 
 TEST(a_rank_that_never_comes_ends_the_wait_at_the_deadline_and_the_group)
 {
-    need_gpu();
-    rank_arg args[MAX_RANKS];
+    ct_need_gpus(1);
+    ct_rank args[CT_MAX_RANKS];
     td_comm_group *group = NULL;
-    TD_EQ(TD_OK, make_group(2, TD_COMM_PEER, 0, 0, 100, &group, NULL));
-    run_in(group, 2, alone_main, args);
+    TD_EQ(TD_OK, ct_make_group(2, TD_COMM_PEER, 0, 0, 100, &group, NULL));
+    ct_run_in(group, 2, 0, alone_main, args);
     TD_EQ(TD_DEADLINE, args[0].st);
     TD_EQ(TD_CANCELLED, td_comm_barrier(td_comm_group_rank(group, 1)));
     td_comm_group_destroy(group);
 }
 
-static void abort_main(rank_arg *a)
+static void abort_main(ct_rank *a)
 {
     if (a->rank == 0) {
         alone_main(a);
@@ -369,12 +294,12 @@ static void abort_main(rank_arg *a)
 
 TEST(abort_ends_a_wait_at_once)
 {
-    need_gpu();
-    rank_arg args[MAX_RANKS];
+    ct_need_gpus(1);
+    ct_rank args[CT_MAX_RANKS];
     td_comm_group *group = NULL;
-    TD_EQ(TD_OK, make_group(2, TD_COMM_PEER, 0, 0, 60000, &group, NULL));
+    TD_EQ(TD_OK, ct_make_group(2, TD_COMM_PEER, 0, 0, 60000, &group, NULL));
     int64_t start = td_now_ns();
-    run_in(group, 2, abort_main, args);
+    ct_run_in(group, 2, 0, abort_main, args);
     TD_TRUE(td_now_ns() - start < 30 * TD_NS_PER_S);
     TD_EQ(TD_CANCELLED, args[0].st);
     td_comm_group_destroy(group);
@@ -382,18 +307,18 @@ TEST(abort_ends_a_wait_at_once)
 
 TEST(groups_that_cannot_be_are_refused_by_name)
 {
-    need_gpu();
+    ct_need_gpus(1);
     td_comm_group *group = NULL;
     td_err err = {0};
-    TD_EQ(TD_INVALID, make_group(0, TD_COMM_PEER, 0, 0, 100, &group, &err));
-    TD_EQ(TD_INVALID, make_group(2, TD_COMM_PEER, 0, 0, 0, &group, &err));
-    TD_EQ(TD_UNSUPPORTED, make_group(2, TD_COMM_PEER, 0, 63, 100, &group, &err));
+    TD_EQ(TD_INVALID, ct_make_group(0, TD_COMM_PEER, 0, 0, 100, &group, &err));
+    TD_EQ(TD_INVALID, ct_make_group(2, TD_COMM_PEER, 0, 0, 0, &group, &err));
+    TD_EQ(TD_UNSUPPORTED, ct_make_group(2, TD_COMM_PEER, 0, 63, 100, &group, &err));
     TD_TRUE(strstr(err.text, "GPU 63 was asked for") != NULL);
-    TD_EQ(TD_UNSUPPORTED, make_group(2, TD_COMM_NCCL, 0, 0, 100, &group, &err));
+    TD_EQ(TD_UNSUPPORTED, ct_make_group(2, TD_COMM_NCCL, 0, 0, 100, &group, &err));
     TD_TRUE(strstr(err.text, "both on GPU 0") != NULL || strstr(err.text, "without NCCL") != NULL);
 }
 
-static void all_kinds_main(rank_arg *a)
+static void all_kinds_main(ct_rank *a)
 {
     gather_main(a);
     ct_clear(&a->gpu);
@@ -404,6 +329,6 @@ static void all_kinds_main(rank_arg *a)
 
 TEST(nccl_with_one_rank_does_the_same)
 {
-    need_gpu();
+    ct_need_gpus(1);
     run_ranks(1, TD_COMM_NCCL, all_kinds_main);
 }

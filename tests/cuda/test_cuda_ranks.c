@@ -168,6 +168,37 @@ TEST(a_sequence_in_a_crowd_with_0_to_4_drafts_is_the_same_alone_on_2_ranks_preci
     crowd_equals_alone(1);
 }
 
+/* Recorded or enqueued, alone or in a crowd, whatever the drafts: the same tokens. */
+TEST(steps_recorded_on_two_gpus_equal_those_enqueued_in_crowds_with_0_to_4_drafts)
+{
+    static const int sizes[] = {1, 6, 32};
+    static td_tensor_world w;
+    static td_tensor_request alone[TD_TENSOR_MAX_SEQS];
+    need_gpu();
+    if (td_harness_ranks_per_gpu(2) > 1)
+        td_skip("ranks that share a GPU do not record: needs two, and TANDEM_TEST_GPUS=2");
+    for (int precise = 0; precise < 2; precise++) {
+        td_tensor_world_open(&w, td_source_path("models/tiny-v32"), TD_BACKEND_CUDA, precise, 2);
+        w.enqueued = 1;
+        for (int i = 0; i < TD_TENSOR_MAX_SEQS; i++) {
+            td_tensor_world_run(&w, i, 1, 0);
+            alone[i] = w.r[i];
+        }
+        TD_EQ(0, w.n_graphs);
+        for (uint32_t k = 0; k <= 4; k++)
+            for (int i = 0; i < 6; i++) {
+                const int n = sizes[i / 2];
+                w.enqueued = i % 2;
+                td_tensor_world_run(&w, 0, n, k);
+                TD_EQ(w.enqueued ? 0 : 6, w.n_graphs);
+                for (int j = 0; j < n; j++)
+                    TD_MEM(alone[j].tokens[0], w.r[j].tokens[0],
+                           (size_t)alone[j].n_tokens[0] * sizeof(int32_t));
+            }
+        td_tensor_world_close(&w);
+    }
+}
+
 TEST(ranks_that_find_no_gpu_are_refused_by_name)
 {
     need_gpu();

@@ -162,6 +162,7 @@ static void *run_decoder(void *arg)
     td_engine_config config =
         td_rank_engine(&w->ranks[d->rank], &w->h.layout, td_comm_group_rank(w->group, d->rank));
     config.max_context = 512;
+    config.graphs = config.graphs && !w->enqueued;
     must(td_decode_create(&config, TD_TENSOR_MAX_SEQS, d->drafts, 0, &d->decode, &err), &err);
     for (int step = 0, joined = 0, live = 0; joined < d->n || live > 0; step++) {
         if (step % 2 == 0 && joined < d->n) {
@@ -194,6 +195,10 @@ void td_tensor_world_run(td_tensor_world *w, int first, int n, uint32_t drafts)
     }
     for (uint32_t r = 0; r < w->n_ranks; r++)
         pthread_join(d[r].thread, NULL);
+    w->n_graphs = td_decode_graphs_report(d[0].decode)->n_graphs;
+    for (uint32_t r = 0; r < w->n_ranks; r++)
+        must_be(td_decode_graphs_report(d[r].decode)->n_graphs == w->n_graphs,
+                "all ranks record as much");
     for (uint32_t r = 0; r < w->n_ranks; r++)
         td_decode_destroy(d[r].decode);
     for (int i = first; i < first + n; i++)

@@ -24,10 +24,13 @@ typedef struct {
     td_comm_group *group;
     td_rank ranks[TD_TENSOR_MAX_RANKS];
     uint32_t n_ranks;
+    int enqueued;      /* steps are not recorded, although they can be */
+    uint32_t n_graphs; /* that each rank recorded in the last run */
     td_tensor_request r[TD_TENSOR_MAX_SEQS];
 } td_tensor_world;
 
-/* cuda: all on GPU 0. Aborts when it cannot, as do the others. */
+/* cuda: all on GPU 0, or over the GPUs as td_harness_ranks_per_gpu() says. Aborts when it cannot,
+ * as do the others. */
 void td_tensor_world_open(td_tensor_world *w, const char *dir, td_backend_kind backend, int precise,
                           uint32_t n_ranks);
 void td_tensor_world_close(td_tensor_world *w);

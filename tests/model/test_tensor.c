@@ -201,8 +201,13 @@ TEST(what_tensor_parallel_ranks_cannot_do_is_refused)
     TD_EQ(TD_CONFIG, td_prefill_create(&config, 64, 1, &prefill, &err));
     TD_TRUE(strstr(err.text, "tensor-parallel") != NULL);
     TD_EQ(TD_CONFIG, td_decode_create(&config, 1, 0, 0, &decode, &err)); /* no collectives */
+    td_comm_group *group = NULL;
+    must(td_comm_group_create(2, 20, 60000, &group, &err), &err);
+    config = td_rank_engine(&rank, &layout, td_comm_group_rank(group, 0));
+    TD_EQ(0, config.graphs);
     config.graphs = 1;
     TD_EQ(TD_CONFIG, td_decode_create(&config, 1, 0, 0, &decode, &err));
-    TD_TRUE(strstr(err.text, "recorded") != NULL);
+    TD_TRUE(strstr(err.text, "cannot be recorded: the CPU's steps are not recorded") != NULL);
+    td_comm_group_destroy(group);
     td_rank_close(&rank);
 }

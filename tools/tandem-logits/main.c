@@ -32,7 +32,7 @@ static const td_conf_field fields[] = {
     F("comm", comm, ENUM, "peer", "peer|nccl", NULL,
       "with backend cuda: how ranks reach each other; peer: GPUs read each other's memory"),
     F("graphs", graphs, BOOL, "true", NULL, NULL,
-      "with backend cuda: decode steps are recorded and launched as one piece"),
+      "with backend cuda: decode steps are recorded and launched as one piece, where ranks can"),
     F("precise", precise, BOOL, "false", NULL, NULL,
       "compute in f32 without quantising (slow; for comparisons)"),
     F("ranks", ranks, U32, "1", "1", "64", "context-parallel ranks of the prompt's forward pass"),

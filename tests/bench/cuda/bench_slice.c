@@ -7,10 +7,9 @@
  * drafts are hardly ever accepted: with k drafts the time of a step is what counts. */
 #include "common/base/clock.h"
 #include "common/base/conf.h"
-#include "model/decode_step.h"
 #include "model/prefill_step.h"
 #include "model/rank.h"
-#include "tests/bench/cuda/op_times.h"
+#include "tests/bench/cuda/slice_ranks.h"
 
 #include <stdbool.h>
 #include <stdio.h>
@@ -18,14 +17,13 @@
 #include <string.h>
 
 #define MAX_LIST 16
-#define N_WARM 3
 #define N_TIMED_STEPS 3 /* with operations timed */
 #define COPY_BYTES ((size_t)1 << 28)
 
 typedef struct {
     char *model;
-    int backend;
-    uint32_t gpu, threads, chunk, tile, context, steps;
+    int backend, comm;
+    uint32_t ranks, gpu, threads, chunk, tile, context, steps;
     td_conf_list prompts, batches, drafts;
     bool operations;
 } options;
@@ -45,6 +43,9 @@ static const td_conf_field fields[] = {
     F("context", context, U32, "4096", "1", "1048576", "decode: tokens before the first step"),
     F("batches", batches, LIST, "1,8,32", "0", "16", "decode: numbers of sequences"),
     F("drafts", drafts, LIST, "0,3", "0", "16", "decode: drafts of a step"),
+    F("ranks", ranks, U32, "1", "1", "64",
+      "also decode on so many tensor-parallel ranks, on GPUs gpu, gpu + 1, .."),
+    F("comm", comm, ENUM, "peer", "peer|nccl", NULL, "how ranks on GPUs reach each other"),
     F("steps", steps, U32, "20", "1", "100000", "decode: steps that are timed"),
     F("operations", operations, BOOL, "true", NULL, NULL, "also time every operation"),
 };
@@ -70,6 +71,8 @@ typedef struct {
     uint32_t *pages; /* [prompt_pages] of the prompts, then [max_batch, seq_pages] */
     int32_t *tokens; /* [longest] */
     void *hidden;    /* device */
+    td_rank_options rank_options;
+    unsigned char *kv, *state; /* for ranks: the context's pages and the state behind it, host */
     int32_t first_token;
 } bench;
 
@@ -101,7 +104,7 @@ static td_status read_options(bench *b, td_err *err)
                      TD_KV_PAGE_ROWS);
     if (o->context > b->longest)
         b->longest = o->context;
-    b->max_new = (N_WARM + N_TIMED_STEPS + o->steps + 1) * (b->max_drafts + 1);
+    b->max_new = (TD_SLICE_WARM_STEPS + N_TIMED_STEPS + o->steps + 1) * (b->max_drafts + 1);
     return st;
 }
 
@@ -146,16 +149,17 @@ static td_status open_bench(bench *b, td_err *err)
     b->prompt_pages = (b->longest + TD_KV_PAGE_ROWS - 1) / TD_KV_PAGE_ROWS;
     b->seq_pages = td_decode_pages((int32_t)o->context, (int32_t)b->max_new, b->max_drafts);
     uint32_t n_pages = b->prompt_pages + b->max_batch * b->seq_pages;
-    td_rank_options rank = {.ckpt = b->ckpt,
-                            .config = &b->config,
-                            .layout = &b->layout,
-                            .n_ranks = 1,
-                            .n_threads = o->threads,
-                            .spin_us = 50,
-                            .n_pages = n_pages,
-                            .backend = o->backend == 0 ? TD_BACKEND_CPU : TD_BACKEND_CUDA,
-                            .gpu = o->gpu};
-    st = td_rank_open(&b->rank, &rank, err);
+    b->rank_options =
+        (td_rank_options){.ckpt = b->ckpt,
+                          .config = &b->config,
+                          .layout = &b->layout,
+                          .n_ranks = 1,
+                          .n_threads = o->threads,
+                          .spin_us = 50,
+                          .n_pages = n_pages,
+                          .backend = o->backend == 0 ? TD_BACKEND_CPU : TD_BACKEND_CUDA,
+                          .gpu = o->gpu};
+    st = td_rank_open(&b->rank, &b->rank_options, err);
     if (st < 0)
         return st;
     double s = (double)(td_now_ns() - start) * 1e-9;
@@ -182,12 +186,20 @@ static td_status open_bench(bench *b, td_err *err)
     return st;
 }
 
-static void close_bench(bench *b)
+static void close_rank(bench *b)
 {
     td_op_times_close();
     if (b->hidden != NULL)
         td_device_free(b->rank.device, b->hidden);
+    b->hidden = NULL;
     td_rank_close(&b->rank);
+}
+
+static void close_bench(bench *b)
+{
+    close_rank(b);
+    free(b->kv);
+    free(b->state);
     td_checkpoint_close(b->ckpt);
     free(b->pages);
     free(b->tokens);
@@ -305,82 +317,40 @@ static td_status fill_contexts(bench *b, td_err *err)
     return st == TD_OK ? td_stream_sync(stream, err) : st;
 }
 
-static td_status join(bench *b, td_decode *decode, uint32_t batch, uint32_t drafts, td_err *err)
-{
-    td_status st = TD_OK;
-    for (uint32_t i = 0; i < batch && st == TD_OK; i++) {
-        td_decode_seq seq = {.prompt_len = (int32_t)b->o.context,
-                             .first_token = (b->first_token + (int32_t)i) % b->config.vocab_size,
-                             .hidden = b->hidden,
-                             .pages = pages_of(b, i),
-                             .n_pages = b->seq_pages,
-                             .max_new_tokens = (int32_t)b->max_new,
-                             .max_drafts = drafts};
-        td_sampling_init(&seq.sampling);
-        st = td_decode_join(decode, i, &seq, err);
-    }
-    return st;
-}
-
-typedef struct {
-    double step_s, host_s, tokens; /* of a step; tokens: of a sequence */
-    td_decode_graphs graphs;
-} decoded;
-
-static td_status run_steps(td_decode *decode, uint32_t n, uint64_t *n_tokens, td_err *err)
-{
-    static td_decode_result results[4096];
-    uint32_t n_results = 0;
-    for (uint32_t i = 0; i < n; i++) {
-        td_status st = td_decode_run(decode, results, &n_results, err);
-        if (st < 0)
-            return st;
-        for (uint32_t r = 0; r < n_results; r++)
-            *n_tokens += results[r].n_tokens;
-    }
-    return TD_OK;
-}
-
 enum { RECORDED, EAGER, TIMED };
 
-static td_status decode(bench *b, uint32_t batch, uint32_t drafts, int how, decoded *out,
+/* What does not depend on the rank. */
+static td_slice_decode steps_of(const bench *b)
+{
+    return (td_slice_decode){.engine.max_context = b->o.context + b->max_new + b->max_drafts,
+                             .context = b->o.context,
+                             .max_new = b->max_new,
+                             .seq_pages = b->seq_pages,
+                             .steps = b->o.steps,
+                             .pages = pages_of(b, 0),
+                             .first_token = b->first_token};
+}
+
+static td_status decode(bench *b, uint32_t batch, uint32_t drafts, int how, td_slice_decoded *out,
                         td_err *err)
 {
-    td_decode *d = NULL;
-    uint64_t n_tokens = 0;
-    uint32_t n = how == TIMED ? N_TIMED_STEPS : b->o.steps;
-    uint32_t positions = b->o.context + b->max_new + b->max_drafts;
-    td_engine_config c = engine(b, positions, how == TIMED, how == RECORDED);
-    double len = b->o.context + N_WARM + 0.5 * n, k = b->config.index_topk;
+    td_slice_decode d = steps_of(b);
+    if (how == TIMED)
+        d.steps = N_TIMED_STEPS;
+    double len = b->o.context + TD_SLICE_WARM_STEPS + 0.5 * d.steps, k = b->config.index_topk;
     td_op_phase phase = {b->o.backend == 0 ? 0 : b->copy_rate, len, len < k ? len : k,
                          len > k ? len : 0, (int)batch};
-    td_status st = td_decode_create(&c, batch, drafts, how == RECORDED ? 0 : batch, &d, err);
-    if (st == TD_OK)
-        st = join(b, d, batch, drafts, err);
-    if (st == TD_OK)
-        st = run_steps(d, N_WARM, &n_tokens, err);
-    if (st == TD_OK && how == TIMED)
-        st = td_stream_sync(td_device_stream(b->rank.device), err);
-    if (st == TD_OK && how == TIMED)
-        td_op_times_begin(&phase);
-    if (st == TD_OK) {
-        int64_t waited = td_decode_waited_ns(d), start = td_now_ns();
-        n_tokens = 0;
-        st = run_steps(d, n, &n_tokens, err);
-        int64_t took = td_now_ns() - start;
-        waited = td_decode_waited_ns(d) - waited;
-        out->step_s = (double)took * 1e-9 / n;
-        out->host_s = (double)(took - waited) * 1e-9 / n;
-        out->tokens = (double)n_tokens / n / batch;
-        out->graphs = *td_decode_graphs_report(d);
-    }
-    td_decode_destroy(d);
-    return st;
+    d.engine = engine(b, d.engine.max_context, how == TIMED, how == RECORDED);
+    d.hidden = b->hidden;
+    d.batch = batch;
+    d.drafts = drafts;
+    d.phase = how == TIMED ? &phase : NULL;
+    return td_slice_decode_run(&d, out, err);
 }
 
 static td_status bench_decode(bench *b, uint32_t batch, uint32_t drafts, td_err *err)
 {
-    decoded recorded = {0}, eager = {0}, timed = {0};
+    td_slice_decoded recorded = {0}, eager = {0}, timed = {0};
     char title[96];
     td_status st = TD_OK;
     snprintf(title, sizeof(title), "decode of %u with k = %u after %u tokens", batch, drafts,
@@ -391,20 +361,50 @@ static td_status bench_decode(bench *b, uint32_t batch, uint32_t drafts, td_err 
         st = decode(b, batch, drafts, EAGER, &eager, err);
     if (st < 0)
         return st;
-    printf("%s:", title);
-    if (recorded.step_s > 0)
-        printf(" recorded %.3f ms a step (host %.0f us; %u operations, %u graphs in %.1f MiB, %.2f "
-               "s),",
-               recorded.step_s * 1e3, recorded.host_s * 1e6, recorded.graphs.n_nodes,
-               recorded.graphs.n_graphs, (double)recorded.graphs.n_bytes / 1048576.0,
-               (double)recorded.graphs.took_ns * 1e-9);
-    printf(" eager %.3f ms (host %.0f us); %.2f tokens of each a step\n", eager.step_s * 1e3,
-           eager.host_s * 1e6, eager.tokens);
-    fflush(stdout);
+    td_slice_decode_print(title, &recorded, &eager);
     if (!b->o.operations)
         return TD_OK;
     st = decode(b, batch, drafts, TIMED, &timed, err);
     return st == TD_OK ? td_op_times_report(title, N_TIMED_STEPS, err) : st;
+}
+
+/* ---- ranks ---- */
+
+static td_status keep_context(bench *b, td_err *err)
+{
+    td_stream *stream = td_device_stream(b->rank.device);
+    const uint64_t stride = b->layout.page_stride;
+    const uint32_t used = (b->o.context + TD_KV_PAGE_ROWS - 1) / TD_KV_PAGE_ROWS;
+    const size_t n_state = td_model_hidden_bytes(&b->config, 0);
+    b->kv = malloc(used * stride);
+    b->state = malloc(n_state);
+    if (b->kv == NULL || b->state == NULL)
+        return td_fail(err, TD_NOMEM, "no memory for %u pages", used);
+    td_status st = td_stream_read(stream, b->state, b->hidden, n_state);
+    for (uint32_t i = 0; i < used && st == TD_OK; i++)
+        st = td_stream_read(stream, b->kv + i * stride,
+                            b->rank.slab.base + pages_of(b, 0)[i] * stride, stride);
+    return st == TD_OK ? td_stream_sync(stream, err) : st;
+}
+
+/* The one rank makes room for the ranks. */
+static td_status bench_ranks(bench *b, td_err *err)
+{
+    td_slice_ranks r = {.options = b->rank_options,
+                        .comm = (td_comm_form)b->o.comm,
+                        .n_ranks = b->o.ranks,
+                        .steps = steps_of(b),
+                        .hidden_bytes = td_model_hidden_bytes(&b->config, 0),
+                        .batches = b->batches,
+                        .drafts = b->drafts,
+                        .n_batches = b->o.batches.n,
+                        .n_drafts = b->o.drafts.n,
+                        .max_batch = b->max_batch};
+    td_status st = keep_context(b, err);
+    close_rank(b);
+    r.kv = b->kv;
+    r.hidden = b->state;
+    return st == TD_OK ? td_slice_ranks_run(&r, err) : st;
 }
 
 static td_status run(bench *b, td_err *err)
@@ -421,7 +421,7 @@ static td_status run(bench *b, td_err *err)
     for (uint32_t k = 0; k < b->o.drafts.n && st == TD_OK; k++)
         for (uint32_t i = 0; i < b->o.batches.n && st == TD_OK; i++)
             st = bench_decode(b, b->batches[i], b->drafts[k], err);
-    return st;
+    return st == TD_OK && b->o.ranks > 1 && b->o.batches.n > 0 ? bench_ranks(b, err) : st;
 }
 
 int main(int argc, char **argv)
