@@ -1,0 +1,213 @@
+/* sparse_mla_fp8_values.cuh - a part's share of u. A block takes a token, HEADS heads, a part of
+ * the keys and 256 columns, a warpgroup 128 of them: the columns of one scale, as the rows of two
+ * products. p, as the softmax left it, is the other operand. A tile of 64 keys is a stage of a
+ * ring of copies; while the tensor cores work on a tile, the next one's codes become bf16 in
+ * registers: the cache's value, rounded where bf16 cannot hold it. For scales that bf16 holds, as
+ * every power of two, that is one multiplication of pairs. NaN codes are not looked for: their key
+ * has made every p of the row NaN.
+ *
+ * A lane 4g + q of a warp has four neighbouring columns, 4g .. of the warp's 32: rows g and g + 8
+ * of the first product, then of the second. */
+#ifndef TD_KERNELS_SPARSE_MLA_FP8_VALUES_CUH
+#define TD_KERNELS_SPARSE_MLA_FP8_VALUES_CUH
+#include "kernels/sparse_mla/sparse_mla_fp8.cuh"
+
+namespace mla8
+{
+
+constexpr int COLUMNS = 256, HALVES = DIM_C / COLUMNS;
+constexpr int GROUPS = COLUMNS / TD_QUANT_GROUP; /* of scales, in a block */
+
+template <int HEADS> struct value_room {
+    /* A tile is worked on, the next is widened, others travel. Two blocks to an SM, or one. */
+    static constexpr int STAGES = HEADS > 32 ? 6 : 4;
+    unsigned char p[STAGES][HEADS * TD_SWIZZLE_ROW];
+    unsigned char rows[STAGES][TILE * COLUMNS];
+    float scales[STAGES][GROUPS][TILE];
+    int64_t places[MOST_PART];
+};
+
+template <int HEADS> constexpr int VALUE_BLOCKS = HEADS > 32 ? 1 : 2;
+
+typedef struct { /* what a block works on */
+    int64_t token;
+    int head, n_heads, part, column;
+    int lo, n_tiles;
+} value_place;
+
+/* Where 32 bytes of a key's row stand in a stage: a load's four keys lie in different banks. */
+__device__ inline int row_at(int key, int unit)
+{
+    return key * COLUMNS + (unit ^ (key >> 1 & 3)) * 32;
+}
+
+/* Starts a tile on its way. */
+template <int HEADS>
+__device__ inline void fetch_tile(const td_sparse_mla_args &a, const work &w, const value_place &at,
+                                  int tile, value_room<HEADS> *r)
+{
+    const int stage = tile % value_room<HEADS>::STAGES;
+    const int64_t *places = r->places + tile * TILE;
+    if (tile < at.n_tiles) {
+        const int piece = threadIdx.x % 16;
+#pragma unroll
+        for (int i = 0; i < TILE; i += THREADS / 16) {
+            const int key = i + threadIdx.x / 16;
+            const int64_t place = places[key];
+            td_copy_async(r->rows[stage] + row_at(key, piece / 2) + piece % 2 * 16,
+                          a.kv.plane + (place < 0 ? 0 : place + at.column + piece * 16),
+                          place < 0 ? 0 : 16);
+        }
+        const td_bf16 *p = w.p + (at.token * w.heads + at.head) * w.keys + at.lo + tile * TILE;
+#pragma unroll
+        for (int i = threadIdx.x; i < HEADS * 8; i += THREADS) {
+            const int head = i / 8;
+            const bool there = head < at.n_heads;
+            td_copy_async(r->p[stage] + td_swizzle(head, i % 8),
+                          there ? p + head * (int64_t)w.keys + i % 8 * 8 : p, there ? 16 : 0);
+        }
+        if (threadIdx.x < GROUPS * TILE) {
+            const int key = threadIdx.x % TILE, group = threadIdx.x / TILE;
+            const int64_t place = places[key];
+            const int scale = SCALES_AT + (at.column / TD_QUANT_GROUP + group) * 4;
+            td_copy_async4(&r->scales[stage][group][key],
+                           a.kv.plane + (place < 0 ? 0 : place + scale), place < 0 ? 0 : 4);
+        }
+    }
+    td_copy_commit();
+}
+
+/* Codes AT of two keys, times their scales, as bf16; for any scale. */
+template <int AT>
+__device__ inline uint32_t widen_general(uint32_t a, uint32_t b, float s_a, float s_b)
+{
+    uint32_t pair, none;
+    td_e4m3x4_to_f16(td_e4m3_pair<AT>(a, b), &pair, &none);
+    const float2 v = td_f16_pair(pair);
+    return td_bf16_pair(v.x * s_a, v.y * s_b);
+}
+
+/* This lane's columns of sixteen keys, as operands of both products. */
+__device__ inline void widen_step(const unsigned char *rows, const float *scales, uint32_t x[2][4])
+{
+    const int unit = threadIdx.x / 32, g = threadIdx.x % 32 / 4, key = threadIdx.x % 4 * 2;
+#pragma unroll
+    for (int h = 0; h < 2; h++) { /* keys 2q and 2q + 1, then those eight behind */
+        const int k = key + 8 * h;
+        const uint32_t a = *(const uint32_t *)(rows + row_at(k, unit) + g * 4);
+        const uint32_t b = *(const uint32_t *)(rows + row_at(k + 1, unit) + g * 4);
+        const float2 s = *(const float2 *)(scales + k);
+        const uint32_t s_a = __float_as_uint(s.x * 0x1p120f), s_b = __float_as_uint(s.y * 0x1p120f);
+        if (((s_a | s_b) & 0xffff) != 0 || s_a >= 0x7f800000 || s_b >= 0x7f800000) {
+            x[0][2 * h] = widen_general<0>(a, b, s.x, s.y);
+            x[0][2 * h + 1] = widen_general<1>(a, b, s.x, s.y);
+            x[1][2 * h] = widen_general<2>(a, b, s.x, s.y);
+            x[1][2 * h + 1] = widen_general<3>(a, b, s.x, s.y);
+            continue;
+        }
+        const uint32_t both = s_a >> 16 | s_b;
+        x[0][2 * h] = td_bf16_pair_mul(td_e4m3_pair_bf16<0>(a, b), both);
+        x[0][2 * h + 1] = td_bf16_pair_mul(td_e4m3_pair_bf16<1>(a, b), both);
+        x[1][2 * h] = td_bf16_pair_mul(td_e4m3_pair_bf16<2>(a, b), both);
+        x[1][2 * h + 1] = td_bf16_pair_mul(td_e4m3_pair_bf16<3>(a, b), both);
+    }
+}
+
+template <int HEADS>
+__device__ inline void widen_tile(const value_room<HEADS> *r, int tile, uint32_t x[TILE / 16][2][4])
+{
+    const int stage = tile % value_room<HEADS>::STAGES;
+#pragma unroll
+    for (int s = 0; s < TILE / 16; s++)
+        widen_step(r->rows[stage] + s * 16 * COLUMNS, r->scales[stage][threadIdx.x / 128] + s * 16,
+                   x[s]);
+}
+
+/* u += the tile's values times p; runs. */
+template <int HEADS>
+__device__ inline void start_tile(const value_room<HEADS> *r, int tile, uint32_t x[TILE / 16][2][4],
+                                  float u[2][HEADS / 2])
+{
+    const uint64_t p = td_wgmma_desc(r->p[tile % value_room<HEADS>::STAGES]);
+    td_wgmma_hold<TILE / 16 * 8>(&x[0][0][0]);
+    td_wgmma_hold<HEADS>(&u[0][0]);
+    td_wgmma_begin();
+#pragma unroll
+    for (int s = 0; s < TILE / 16; s++)
+#pragma unroll
+        for (int m = 0; m < 2; m++)
+            td_wgmma_bf16<HEADS>(u[m], x[s][m], p + s * TD_SWIZZLE_K32, 1);
+    td_wgmma_commit();
+}
+
+/* Tile's products, with its values in x; the next one's to the other. */
+template <int HEADS>
+__device__ inline void value_tile(const td_sparse_mla_args &a, const work &w, const value_place &at,
+                                  int tile, value_room<HEADS> *r, uint32_t x[TILE / 16][2][4],
+                                  uint32_t other[TILE / 16][2][4], float u[2][HEADS / 2])
+{
+    constexpr int STAGES = value_room<HEADS>::STAGES;
+    start_tile<HEADS>(r, tile, x, u);
+    fetch_tile<HEADS>(a, w, at, tile + STAGES - 1, r); /* where tile - 1 stood */
+    if (tile + 1 < at.n_tiles)
+        widen_tile<HEADS>(r, tile + 1, other);
+    td_wgmma_wait<0>();
+    td_wgmma_hold<HEADS>(&u[0][0]);
+    td_copy_wait<STAGES - 3>();
+    td_wgmma_publish();
+    __syncthreads(); /* tile + 2 is there; nobody works on this one any more */
+}
+
+template <int HEADS>
+__global__ void __launch_bounds__(THREADS, VALUE_BLOCKS<HEADS>)
+    value_kernel(const __grid_constant__ td_sparse_mla_args a, const __grid_constant__ work w)
+{
+    extern __shared__ __align__(1024) unsigned char shared[];
+    value_room<HEADS> *r = (value_room<HEADS> *)shared;
+    constexpr int STAGES = value_room<HEADS>::STAGES;
+    const int half = blockIdx.x % HALVES, part = blockIdx.x / HALVES % w.n_parts;
+    const int64_t block = blockIdx.x / HALVES / w.n_parts;
+    value_place at = {block / w.n_groups,
+                      (int)(block % w.n_groups) * HEADS,
+                      0,
+                      part,
+                      half * COLUMNS,
+                      part * w.part,
+                      0};
+    const int left = w.used[at.token] - at.lo;
+    at.n_heads = a.H - at.head < HEADS ? a.H - at.head : HEADS;
+    at.n_tiles = ((left < w.part ? left : w.part) + TILE - 1) / TILE;
+    if (left <= 0)
+        return;
+    for (int i = threadIdx.x; i < at.n_tiles * TILE; i += THREADS)
+        r->places[i] = w.places[at.token * w.keys + at.lo + i];
+    __syncthreads();
+    for (int tile = 0; tile < STAGES - 1; tile++)
+        fetch_tile<HEADS>(a, w, at, tile, r);
+    td_copy_wait<STAGES - 3>();
+    td_wgmma_publish();
+    __syncthreads();
+    uint32_t x[2][TILE / 16][2][4];
+    float u[2][HEADS / 2] = {};
+    widen_tile<HEADS>(r, 0, x[0]);
+    for (int tile = 0; tile < at.n_tiles; tile += 2) {
+        value_tile<HEADS>(a, w, at, tile, r, x[0], x[1], u);
+        if (tile + 1 < at.n_tiles)
+            value_tile<HEADS>(a, w, at, tile + 1, r, x[1], x[0], u);
+    }
+    td_copy_wait<0>();
+    const int lane = threadIdx.x % 32, head = lane % 4 * 2;
+    const int64_t rows = (int64_t)w.tokens * w.heads;
+    float *out = w.u + (at.part * rows + at.token * w.heads + at.head + head) * DIM_C + at.column +
+                 threadIdx.x / 32 * 32 + lane / 4 * 4;
+#pragma unroll
+    for (int j = 0; j < HEADS / 8; j++)
+#pragma unroll
+        for (int e = 0; e < 2; e++)
+            if (8 * j + head + e < at.n_heads)
+                *(float4 *)(out + (8 * j + e) * DIM_C) = float4{
+                    u[0][4 * j + e], u[0][4 * j + 2 + e], u[1][4 * j + e], u[1][4 * j + 2 + e]};
+}
+
+} // namespace mla8
+#endif
