@@ -207,9 +207,8 @@ __device__ inline void store_scores(const work &w, const score_place &at,
                                {sum[4 * j + 1] * back.y, sum[4 * j + 3] * back.y}};
 #pragma unroll
         for (int e = 0; e < 2; e++)
-            if (8 * j + head + e < at.n_heads)
-                *(float2 *)(to + (8 * j + e) * (int64_t)w.keys) =
-                    float2{there & 1 ? x[e][0] : none, there & 2 ? x[e][1] : none};
+            *(float2 *)(to + (8 * j + e) * (int64_t)w.keys) =
+                float2{there & 1 ? x[e][0] : none, there & 2 ? x[e][1] : none};
     }
 }
 
@@ -274,6 +273,7 @@ __global__ void __launch_bounds__(THREADS, SCORE_BLOCKS<HEADS>)
                 if (group == 0)
                     td_wgmma_wait<1>(); /* the rotated part's operands */
                 widen_piece<HEADS>(top, low, x[1 - (group & 1)]);
+                td_wgmma_hold<32>(&x[1 - (group & 1)][0][0]); /* now, not behind the products */
             }
             td_wgmma_wait<0>();
             td_wgmma_hold<HEADS / 2>(d);

@@ -87,40 +87,53 @@ __device__ inline uint32_t widen_general(uint32_t a, uint32_t b, float s_a, floa
     return td_bf16_pair(v.x * s_a, v.y * s_b);
 }
 
-/* This lane's columns of sixteen keys, as operands of both products. */
-__device__ inline void widen_step(const unsigned char *rows, const float *scales, uint32_t x[2][4])
+/* The codes of this lane's columns of keys k and k + 1 of a stage, four each. */
+__device__ inline void load_codes(const unsigned char *rows, int k, uint32_t *a, uint32_t *b)
 {
-    const int unit = threadIdx.x / 32, g = threadIdx.x % 32 / 4, key = threadIdx.x % 4 * 2;
-#pragma unroll
-    for (int h = 0; h < 2; h++) { /* keys 2q and 2q + 1, then those eight behind */
-        const int k = key + 8 * h;
-        const uint32_t a = *(const uint32_t *)(rows + row_at(k, unit) + g * 4);
-        const uint32_t b = *(const uint32_t *)(rows + row_at(k + 1, unit) + g * 4);
-        const float2 s = *(const float2 *)(scales + k);
-        const uint32_t s_a = __float_as_uint(s.x * 0x1p120f), s_b = __float_as_uint(s.y * 0x1p120f);
-        if (((s_a | s_b) & 0xffff) != 0 || s_a >= 0x7f800000 || s_b >= 0x7f800000) {
-            x[0][2 * h] = widen_general<0>(a, b, s.x, s.y);
-            x[0][2 * h + 1] = widen_general<1>(a, b, s.x, s.y);
-            x[1][2 * h] = widen_general<2>(a, b, s.x, s.y);
-            x[1][2 * h + 1] = widen_general<3>(a, b, s.x, s.y);
-            continue;
-        }
-        const uint32_t both = s_a >> 16 | s_b;
-        x[0][2 * h] = td_bf16_pair_mul(td_e4m3_pair_bf16<0>(a, b), both);
-        x[0][2 * h + 1] = td_bf16_pair_mul(td_e4m3_pair_bf16<1>(a, b), both);
-        x[1][2 * h] = td_bf16_pair_mul(td_e4m3_pair_bf16<2>(a, b), both);
-        x[1][2 * h + 1] = td_bf16_pair_mul(td_e4m3_pair_bf16<3>(a, b), both);
-    }
+    const int unit = threadIdx.x / 32, at = threadIdx.x % 32 / 4 * 4;
+    *a = *(const uint32_t *)(rows + row_at(k, unit) + at);
+    *b = *(const uint32_t *)(rows + row_at(k + 1, unit) + at);
 }
 
+/* This lane's columns of a tile, as operands of both products: of sixteen keys 2q and 2q + 1, then
+ * those eight behind. */
 template <int HEADS>
 __device__ inline void widen_tile(const value_room<HEADS> *r, int tile, uint32_t x[TILE / 16][2][4])
 {
-    const int stage = tile % value_room<HEADS>::STAGES;
+    const int stage = tile % value_room<HEADS>::STAGES, key = threadIdx.x % 4 * 2;
+    const unsigned char *rows = r->rows[stage];
+    const float *scales = r->scales[stage][threadIdx.x / 128];
+    uint32_t pairs[TILE / 8], low = 0, top = 0, a, b;
 #pragma unroll
-    for (int s = 0; s < TILE / 16; s++)
-        widen_step(r->rows[stage] + s * 16 * COLUMNS, r->scales[stage][threadIdx.x / 128] + s * 16,
-                   x[s]);
+    for (int i = 0; i < TILE / 8; i++) {
+        const float2 s = *(const float2 *)(scales + key + 8 * i);
+        const uint32_t s_a = __float_as_uint(s.x * 0x1p120f), s_b = __float_as_uint(s.y * 0x1p120f);
+        pairs[i] = s_a >> 16 | (s_b & 0xffff0000u);
+        low |= s_a | s_b;
+        top = max(top, max(s_a, s_b));
+    }
+    if ((low & 0xffff) == 0 && top < 0x7f800000) { /* bf16 holds all of them */
+#pragma unroll
+        for (int i = 0; i < TILE / 8; i++) {
+            uint32_t(*to)[4] = x[i / 2];
+            load_codes(rows, key + 8 * i, &a, &b);
+            to[0][i % 2 * 2] = td_bf16_pair_mul(td_e4m3_pair_bf16<0>(a, b), pairs[i]);
+            to[0][i % 2 * 2 + 1] = td_bf16_pair_mul(td_e4m3_pair_bf16<1>(a, b), pairs[i]);
+            to[1][i % 2 * 2] = td_bf16_pair_mul(td_e4m3_pair_bf16<2>(a, b), pairs[i]);
+            to[1][i % 2 * 2 + 1] = td_bf16_pair_mul(td_e4m3_pair_bf16<3>(a, b), pairs[i]);
+        }
+        return;
+    }
+#pragma unroll
+    for (int i = 0; i < TILE / 8; i++) {
+        uint32_t(*to)[4] = x[i / 2];
+        const float2 s = *(const float2 *)(scales + key + 8 * i);
+        load_codes(rows, key + 8 * i, &a, &b);
+        to[0][i % 2 * 2] = widen_general<0>(a, b, s.x, s.y);
+        to[0][i % 2 * 2 + 1] = widen_general<1>(a, b, s.x, s.y);
+        to[1][i % 2 * 2] = widen_general<2>(a, b, s.x, s.y);
+        to[1][i % 2 * 2 + 1] = widen_general<3>(a, b, s.x, s.y);
+    }
 }
 
 /* u += the tile's values times p; runs. */
@@ -151,6 +164,7 @@ __device__ inline void value_tile(const td_sparse_mla_args &a, const work &w, co
     fetch_tile<HEADS>(a, w, at, tile + STAGES - 1, r); /* where tile - 1 stood */
     if (tile + 1 < at.n_tiles)
         widen_tile<HEADS>(r, tile + 1, other);
+    td_wgmma_hold<TILE / 16 * 8>(&other[0][0][0]); /* now, not behind the products */
     td_wgmma_wait<0>();
     td_wgmma_hold<HEADS>(&u[0][0]);
     td_copy_wait<STAGES - 3>();
