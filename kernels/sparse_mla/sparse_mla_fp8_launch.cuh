@@ -12,9 +12,8 @@ namespace mla8
 template <int HEADS>
 static td_status launch_tokens(const td_sparse_mla_args *a, const work *w, td_stream *s)
 {
-    const unsigned blocks = (unsigned)w->tokens * (unsigned)w->n_groups;
-    const unsigned rows = (unsigned)w->tokens * (unsigned)a->H;
-    locate_kernel<<<(unsigned)w->tokens, THREADS, 0, s->stream>>>(*a, *w);
+    const unsigned tokens = (unsigned)w->tokens, blocks = tokens * (unsigned)(w->heads / HEADS);
+    prepare_kernel<<<tokens *(unsigned)(1 + w->heads / PREPARED), THREADS, 0, s->stream>>>(*a, *w);
     td_status st = td_cuda_launched(s, "sparse_mla");
     if (st == TD_OK && w->keys > 0) {
         const int chunks = td_ceil_div(w->keys, w->chunk);
@@ -24,18 +23,35 @@ static td_status launch_tokens(const td_sparse_mla_args *a, const work *w, td_st
         st = td_cuda_launched(s, "sparse_mla");
     }
     if (st == TD_OK && w->keys > 0) {
-        softmax_kernel<<<rows, THREADS, 0, s->stream>>>(*a, *w);
-        st = td_cuda_launched(s, "sparse_mla");
-    }
-    if (st == TD_OK && w->keys > 0) {
-        value_kernel<HEADS><<<blocks *(unsigned)(w->n_parts * HALVES), THREADS,
-                              sizeof(value_room<HEADS>), s->stream>>>(*a, *w);
+        softmax_kernel<<<tokens *(unsigned)w->heads, THREADS, 0, s->stream>>>(*a, *w);
         st = td_cuda_launched(s, "sparse_mla");
     }
     if (st < 0)
         return st;
-    sum_kernel<<<rows, DIM_C / 4, 0, s->stream>>>(*a, *w);
+    value_kernel<HEADS><<<blocks * HALVES, THREADS, sizeof(value_room<HEADS>), s->stream>>>(*a, *w);
     return td_cuda_launched(s, "sparse_mla");
+}
+
+/* The scratch memory's parts, each whole multiples of 256 bytes; how many bytes. */
+static size_t divide(work *w, size_t tokens, char *scratch)
+{
+    const size_t keys = (size_t)w->keys, heads = (size_t)w->heads;
+    const size_t sizes[] = {keys * sizeof(int64_t),       heads * DIMS * 2,
+                            heads * keys * sizeof(float), heads * keys * 2,
+                            heads * sizeof(float),        sizeof(int32_t)};
+    char *at[sizeof(sizes) / sizeof(*sizes)];
+    size_t bytes = 0;
+    for (size_t i = 0; i < sizeof(sizes) / sizeof(*sizes); i++) {
+        at[i] = scratch + bytes;
+        bytes += (tokens * sizes[i] + 255) / 256 * 256;
+    }
+    w->places = (int64_t *)at[0];
+    w->q = (unsigned char *)at[1];
+    w->scores = (float *)at[2];
+    w->p = (unsigned char *)at[3];
+    w->back = (float *)at[4];
+    w->used = (int32_t *)at[5];
+    return bytes;
 }
 
 template <int HEADS> static td_status launch(const td_sparse_mla_args *a, td_stream *s)
@@ -48,32 +64,21 @@ template <int HEADS> static td_status launch(const td_sparse_mla_args *a, td_str
     if (st < 0)
         return st;
     work w = {};
-    w.n_parts = td_ceil_div(a->k, MOST_PART);
-    w.n_parts = w.n_parts < MIN_PARTS ? MIN_PARTS : w.n_parts;
-    w.part = td_ceil_div(td_ceil_div(a->k, w.n_parts), TILE) * TILE;
-    w.keys = w.n_parts * w.part;
-    w.n_groups = td_ceil_div(a->H, HEADS);
-    w.heads = w.n_groups * HEADS;
-    const size_t keys = (size_t)w.keys, rows = (size_t)w.heads;
-    const size_t score_bytes = rows * keys * sizeof(float);
-    const size_t u_bytes = keys > 0 ? rows * (size_t)w.n_parts * DIM_C * sizeof(float) : 0;
-    const size_t both = score_bytes > u_bytes ? score_bytes : u_bytes;
-    const size_t each = keys * sizeof(int64_t) + both + rows * keys * sizeof(td_bf16) + 4;
-    size_t most = SCRATCH / each;
+    w.group = HEADS;
+    w.heads = td_ceil_div(a->H, HEADS) * HEADS;
+    w.keys = td_ceil_div(a->k, 2 * TILE) * 2 * TILE;
+    size_t most = SCRATCH / divide(&w, 1, NULL);
     most = most < 1 ? 1 : most > SMS ? most / SMS * SMS : most; /* whole rounds */
     const size_t tokens = (size_t)a->T < most ? (size_t)a->T : most;
-    char *scratch = (char *)td_cuda_scratch(s, tokens * each);
+    char *scratch = (char *)td_cuda_scratch(s, divide(&w, tokens, NULL));
     if (scratch == NULL)
         return TD_NOMEM;
-    w.places = (int64_t *)scratch;
-    w.scores = w.u = (float *)(scratch + tokens * keys * sizeof(int64_t));
-    w.p = (td_bf16 *)((char *)w.scores + tokens * both);
-    w.used = (int32_t *)((char *)w.p + tokens * rows * keys * sizeof(td_bf16));
+    divide(&w, tokens, scratch);
     for (; w.first < a->T && st == TD_OK; w.first += (int64_t)tokens) {
         w.tokens = a->T - w.first < (int64_t)tokens ? (int)(a->T - w.first) : (int)tokens;
         /* Few tokens: many blocks; many: the queries are loaded once. */
-        const int chunks = SMS / (w.tokens * w.n_groups) > 1 ? SMS / (w.tokens * w.n_groups) : 1;
-        w.chunk = td_ceil_div(td_ceil_div(w.keys, chunks), 2 * TILE) * 2 * TILE;
+        const int room = SMS * SCORE_BLOCKS<HEADS> / (w.tokens * (w.heads / HEADS));
+        w.chunk = td_ceil_div(td_ceil_div(w.keys, room > 1 ? room : 1), 2 * TILE) * 2 * TILE;
         st = launch_tokens<HEADS>(a, &w, s);
     }
     return st;
@@ -88,13 +93,19 @@ static bool fits(const td_sparse_mla_args *a)
            places % 16 == 0;
 }
 
+/* The widest groups that fill the heads and leave most of the GPU something to do. */
 static td_status run(const td_sparse_mla_args *a, td_stream *s)
 {
-    if (a->H <= 16)
-        return launch<16>(a, s);
-    if (a->H <= 32)
-        return launch<32>(a, s);
-    return a->H <= 64 ? launch<64>(a, s) : launch<128>(a, s);
+    int heads = 128;
+    while (heads > 16 &&
+           (heads / 2 >= a->H || (int64_t)a->T * td_ceil_div(a->H, heads) * HALVES < SMS * 3 / 4))
+        heads /= 2;
+    switch (heads) {
+    case 16: return launch<16>(a, s);
+    case 32: return launch<32>(a, s);
+    case 64: return launch<64>(a, s);
+    default: return launch<128>(a, s);
+    }
 }
 
 } // namespace mla8

@@ -26,19 +26,19 @@ constexpr int PIECES = 1 + DIM_C / TD_QUANT_GROUP;
 constexpr int KEY_SCALES = DIM_C / TD_QUANT_GROUP; /* floats */
 
 template <int HEADS> struct score_room {
-    unsigned char q[DIMS / 64][HEADS * TD_SWIZZLE_ROW]; /* operands; the rotated part is the last */
+    unsigned char q[OPERANDS][HEADS * TD_SWIZZLE_ROW];
     unsigned char stages[THREADS / 32][PIECES][STAGE_BYTES];
     float scales[THREADS / 32][16][KEY_SCALES];
     float back[HEADS]; /* from a sum to the score */
 };
 
 /* Blocks to an SM. */
-template <int HEADS> constexpr int SCORE_BLOCKS = HEADS > 32 ? 1 : 2;
+template <int HEADS> constexpr int SCORE_BLOCKS = HEADS > 16 ? 1 : 2;
 
 typedef struct { /* what a block works on */
     int64_t token;
-    int head, n_heads; /* the first, and how many exist */
-    int lo, hi;        /* keys */
+    int head;   /* the first */
+    int lo, hi; /* keys */
 } score_place;
 
 /* Where piece (16 bytes) of a key's row stands in a stage: the rows of a load, every other one,
@@ -48,54 +48,17 @@ __device__ inline int stage_at(int row, int piece)
     return row * TD_SWIZZLE_ROW + (piece ^ (row & 2) * 2) * 16;
 }
 
-/* The block's queries as operands, and back. Every thread. */
+/* Starts the block's queries on their way. */
 template <int HEADS>
-__device__ inline void load_queries(const td_sparse_mla_args &a, const work &w,
-                                    const score_place &at, score_room<HEADS> *r)
+__device__ inline void fetch_queries(const work &w, const score_place &at, score_room<HEADS> *r)
 {
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    const td_bf16 *q =
-        (const td_bf16 *)a.q + ((w.first + at.token) * a.H + at.head) * (int64_t)DIMS;
-    for (int h = warp; h < HEADS; h += THREADS / 32) {
-        float most = 0.0f;
-        for (int i = lane * 8; i < DIMS && h < at.n_heads; i += 32 * 8) {
-            const uint4 v = *(const uint4 *)(q + h * DIMS + i);
-            const uint32_t pairs[4] = {v.x, v.y, v.z, v.w};
-#pragma unroll
-            for (int j = 0; j < 4; j++)
-                most = fmaxf(most, fmaxf(fabsf(__uint_as_float(pairs[j] << 16)),
-                                         fabsf(__uint_as_float(pairs[j] & 0xffff0000u))));
-        }
-        most = td_warp_max(most);
-        /* 2^(14 - exponent), within what f32 holds. */
-        const uint32_t exponent = 268 - (__float_as_uint(most) >> 23);
-        const uint32_t held = exponent > 253 ? 253 : exponent;
-        if (lane == 0)
-            r->back[h] = __uint_as_float(held << 23);
-    }
-    __syncthreads();
-#pragma unroll 4
-    for (int i = threadIdx.x; i < HEADS * (DIMS / 8); i += THREADS) {
-        const int h = i / (DIMS / 8), operand = i % (DIMS / 8) / 8, piece = i % 8;
-        const bool rotated = operand == DIM_C / 64;
-        const int step = piece / 2, hi = piece % 2, each = rotated ? 8 : 16; /* of a lane q */
-        const int first = rotated ? DIM_C + step / 2 * 32 + step % 2 * 4 : operand * 64 + step * 4;
-        uint32_t out[4];
-#pragma unroll
-        for (int lane_q = 0; lane_q < 4; lane_q++) {
-            uint32_t v = 0;
-            if (h < at.n_heads)
-                v = *(const uint32_t *)(q + h * DIMS + first + lane_q * each + 2 * hi);
-            const float x = __uint_as_float(v << 16) * r->back[h];
-            const float y = __uint_as_float(v & 0xffff0000u) * r->back[h];
-            out[lane_q] = rotated ? td_bf16_pair(x, y) : td_f16_round_pair(x, y);
-        }
-        *(uint4 *)(r->q[operand] + td_swizzle(h, piece)) =
-            make_uint4(out[0], out[1], out[2], out[3]);
-    }
-    __syncthreads();
+    const unsigned char *from = w.q + operand_at(w, at.token, at.head, 0, OPERANDS);
+#pragma unroll 2
+    for (int i = threadIdx.x * 16; i < OPERANDS * HEADS * TD_SWIZZLE_ROW; i += THREADS * 16)
+        td_copy_async(r->q[0] + i, from + i, 16);
     for (int h = threadIdx.x; h < HEADS; h += THREADS)
-        r->back[h] = __uint_as_float((254u << 23) - __float_as_uint(r->back[h])) * a.scale;
+        r->back[h] = w.back[at.token * w.heads + at.head + h];
+    td_copy_commit();
 }
 
 /* Starts piece (0: the rotated part, and the scales) of this warp's keys on its way; place: of row
@@ -164,7 +127,7 @@ template <int HEADS>
 __device__ inline void start_rotated(const score_room<HEADS> *r, uint32_t x[4][4],
                                      float sum[HEADS / 2])
 {
-    const uint64_t q = td_wgmma_desc(r->q[DIM_C / 64]);
+    const uint64_t q = td_wgmma_desc(r->q[OPERANDS - 1]);
     td_wgmma_hold<16>(&x[0][0]);
     td_wgmma_hold<HEADS / 2>(sum);
     td_wgmma_begin();
@@ -220,13 +183,14 @@ __global__ void __launch_bounds__(THREADS, SCORE_BLOCKS<HEADS>)
     extern __shared__ __align__(1024) unsigned char shared[];
     score_room<HEADS> *r = (score_room<HEADS> *)shared;
     const int64_t block = blockIdx.x / n_chunks;
-    score_place at = {block / w.n_groups, (int)(block % w.n_groups) * HEADS, 0,
+    const int n_groups = w.heads / HEADS;
+    score_place at = {block / n_groups, (int)(block % n_groups) * HEADS,
                       (int)(blockIdx.x % n_chunks) * w.chunk, 0};
     const int used = w.used[at.token], warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    at.n_heads = a.H - at.head < HEADS ? a.H - at.head : HEADS;
     at.hi = at.lo + w.chunk < used ? at.lo + w.chunk : used;
     if (at.lo >= at.hi)
         return;
+    fetch_queries<HEADS>(w, at, r);
     /* This warp's keys of its warpgroup's tiles; keys behind the end of the scratch are none. */
     const int64_t *places = w.places + at.token * w.keys;
     const int mine = warp % 4 * 16 + lane % 16, step = THREADS / 128 * TILE;
@@ -236,10 +200,11 @@ __global__ void __launch_bounds__(THREADS, SCORE_BLOCKS<HEADS>)
     int64_t coming = first + step < at.hi ? places[first + step + mine] : -1;
     for (int piece = 0; piece < PIECES; piece++)
         fetch_keys(a, place, piece, r);
-    load_queries(a, w, at, r);
+    td_copy_wait<PIECES>(); /* the queries */
     td_wgmma_publish();
     __syncthreads();
-    uint32_t x[2][8][4];
+    constexpr int BUFFERS = SCORE_BLOCKS < HEADS >> 1 ? 1 : 2; /* one: the other block's turn */
+    uint32_t x[BUFFERS][8][4];
     float d[HEADS / 2] = {}, sum[HEADS / 2] = {};
     for (; first < at.hi; first += step) {
         const unsigned there = __ballot_sync(0xffffffffu, place >= 0) >> lane / 4 * 2;
@@ -256,28 +221,27 @@ __global__ void __launch_bounds__(THREADS, SCORE_BLOCKS<HEADS>)
                                              {s_low.x, s_low.y, s_low.z, s_low.w}};
         __syncwarp();
         fetch_keys(a, next, 0, r);
-        const uint32_t rotated[2][2][4] = {
-            {{top[0].x, low[0].x, top[0].y, low[0].y}, {top[0].z, low[0].z, top[0].w, low[0].w}},
-            {{top[1].x, low[1].x, top[1].y, low[1].y}, {top[1].z, low[1].z, top[1].w, low[1].w}}};
-#pragma unroll
-        for (int i = 0; i < 16; i++)
-            (&x[1][0][0])[i] = (&rotated[0][0][0])[i];
-        start_rotated<HEADS>(r, x[1], sum);
+        uint32_t rotated[4][4] = {{top[0].x, low[0].x, top[0].y, low[0].y},
+                                  {top[0].z, low[0].z, top[0].w, low[0].w},
+                                  {top[1].x, low[1].x, top[1].y, low[1].y},
+                                  {top[1].z, low[1].z, top[1].w, low[1].w}};
+        start_rotated<HEADS>(r, rotated, sum);
         next_piece(a, next, 1, r, top, low);
         widen_piece<HEADS>(top, low, x[0]);
 #pragma unroll
         for (int group = 0; group < KEY_SCALES; group++) {
-            start_codes<HEADS>(r, group, x[group & 1], d);
-            if (group + 1 < KEY_SCALES) {
+            start_codes<HEADS>(r, group, x[group % BUFFERS], d);
+            if (group + 1 < KEY_SCALES)
                 next_piece(a, next, group + 2, r, top, low);
-                if (group == 0)
-                    td_wgmma_wait<1>(); /* the rotated part's operands */
-                widen_piece<HEADS>(top, low, x[1 - (group & 1)]);
-                td_wgmma_hold<32>(&x[1 - (group & 1)][0][0]); /* now, not behind the products */
+            if (group + 1 < KEY_SCALES && BUFFERS > 1) {
+                widen_piece<HEADS>(top, low, x[(group + 1) % BUFFERS]);
+                td_wgmma_hold<32>(&x[(group + 1) % BUFFERS][0][0]); /* before the wait */
             }
             td_wgmma_wait<0>();
             td_wgmma_hold<HEADS / 2>(d);
             td_wgmma_hold<HEADS / 2>(sum);
+            if (group + 1 < KEY_SCALES && BUFFERS == 1)
+                widen_piece<HEADS>(top, low, x[0]);
 #pragma unroll
             for (int j = 0; j < HEADS / 2; j++)
                 sum[j] = fmaf(d[j], scales[j / 2 % 2][group], sum[j]);

@@ -1,5 +1,5 @@
-/* sparse_mla_fp8_values.cuh - a part's share of u. A block takes a token, HEADS heads, a part of
- * the keys and 256 columns, a warpgroup 128 of them: the columns of one scale, as the rows of two
+/* sparse_mla_fp8_values.cuh - u of fp8 keys. A block takes a token, HEADS heads and 256 columns, a
+ * warpgroup 128 of them: the columns of one scale, as the rows of two
  * products. p, as the softmax left it, is the other operand. A tile of 64 keys is a stage of a
  * ring of copies; while the tensor cores work on a tile, the next one's codes become bf16 in
  * registers: the cache's value, rounded where bf16 cannot hold it. For scales that bf16 holds, as
@@ -24,15 +24,13 @@ template <int HEADS> struct value_room {
     unsigned char p[STAGES][HEADS * TD_SWIZZLE_ROW];
     unsigned char rows[STAGES][TILE * COLUMNS];
     float scales[STAGES][GROUPS][TILE];
-    int64_t places[MOST_PART];
 };
 
 template <int HEADS> constexpr int VALUE_BLOCKS = HEADS > 32 ? 1 : 2;
 
 typedef struct { /* what a block works on */
     int64_t token;
-    int head, n_heads, part, column;
-    int lo, n_tiles;
+    int head, column, n_tiles;
 } value_place;
 
 /* Where 32 bytes of a key's row stand in a stage: a load's four keys lie in different banks. */
@@ -41,38 +39,46 @@ __device__ inline int row_at(int key, int unit)
     return key * COLUMNS + (unit ^ (key >> 1 & 3)) * 32;
 }
 
-/* Starts a tile on its way. */
+/* Which key of a tile lane % 8 of this warp looks after: two of each sixteen. */
+__device__ inline int own_key()
+{
+    const int lane = threadIdx.x % 8;
+    return lane / 2 * 16 + threadIdx.x / 32 * 2 + lane % 2;
+}
+
+/* Where own_key() stands; -1: nowhere. */
+__device__ inline int64_t own_place(const work &w, const value_place &at, int tile)
+{
+    return tile < at.n_tiles ? w.places[at.token * w.keys + tile * TILE + own_key()] : -1;
+}
+
+/* Starts a tile on its way; place: own_place(). */
 template <int HEADS>
 __device__ inline void fetch_tile(const td_sparse_mla_args &a, const work &w, const value_place &at,
-                                  int tile, value_room<HEADS> *r)
+                                  int tile, int64_t place, value_room<HEADS> *r)
 {
-    const int stage = tile % value_room<HEADS>::STAGES;
-    const int64_t *places = r->places + tile * TILE;
+    const int stage = tile % value_room<HEADS>::STAGES, lane = threadIdx.x % 32;
     if (tile < at.n_tiles) {
-        const int piece = threadIdx.x % 16;
+        const int piece = lane % 16, pair = threadIdx.x / 16;
+        const unsigned char *plane = a.kv.plane + at.column + piece * 16;
 #pragma unroll
-        for (int i = 0; i < TILE; i += THREADS / 16) {
-            const int key = i + threadIdx.x / 16;
-            const int64_t place = places[key];
-            td_copy_async(r->rows[stage] + row_at(key, piece / 2) + piece % 2 * 16,
-                          a.kv.plane + (place < 0 ? 0 : place + at.column + piece * 16),
-                          place < 0 ? 0 : 16);
+        for (int i = 0; i < TILE / 16; i++) {
+            const int64_t from = __shfl_sync(0xffffffffu, place, 2 * i + lane / 16);
+            td_copy_async(r->rows[stage] + row_at(i * 16 + pair, piece / 2) + piece % 2 * 16,
+                          from < 0 ? a.kv.plane : plane + from, from < 0 ? 0 : 16);
         }
-        const td_bf16 *p = w.p + (at.token * w.heads + at.head) * w.keys + at.lo + tile * TILE;
-#pragma unroll
-        for (int i = threadIdx.x; i < HEADS * 8; i += THREADS) {
-            const int head = i / 8;
-            const bool there = head < at.n_heads;
-            td_copy_async(r->p[stage] + td_swizzle(head, i % 8),
-                          there ? p + head * (int64_t)w.keys + i % 8 * 8 : p, there ? 16 : 0);
-        }
-        if (threadIdx.x < GROUPS * TILE) {
-            const int key = threadIdx.x % TILE, group = threadIdx.x / TILE;
-            const int64_t place = places[key];
+        if (lane < 8 * GROUPS) {
+            const int group = lane / 8;
             const int scale = SCALES_AT + (at.column / TD_QUANT_GROUP + group) * 4;
-            td_copy_async4(&r->scales[stage][group][key],
+            td_copy_async4(&r->scales[stage][group][own_key()],
                            a.kv.plane + (place < 0 ? 0 : place + scale), place < 0 ? 0 : 4);
         }
+        const unsigned char *p = w.p + operand_at(w, at.token, at.head, tile, w.keys / TILE);
+#pragma unroll
+        for (int i = 0; i < HEADS * TD_SWIZZLE_ROW; i += THREADS * 16)
+            if (HEADS * TD_SWIZZLE_ROW % (THREADS * 16) == 0 ||
+                threadIdx.x * 16 < HEADS * TD_SWIZZLE_ROW)
+                td_copy_async(r->p[stage] + i + threadIdx.x * 16, p + i + threadIdx.x * 16, 16);
     }
     td_copy_commit();
 }
@@ -156,12 +162,15 @@ __device__ inline void start_tile(const value_room<HEADS> *r, int tile, uint32_t
 /* Tile's products, with its values in x; the next one's to the other. */
 template <int HEADS>
 __device__ inline void value_tile(const td_sparse_mla_args &a, const work &w, const value_place &at,
-                                  int tile, value_room<HEADS> *r, uint32_t x[TILE / 16][2][4],
-                                  uint32_t other[TILE / 16][2][4], float u[2][HEADS / 2])
+                                  int tile, int64_t *coming, value_room<HEADS> *r,
+                                  uint32_t x[TILE / 16][2][4], uint32_t other[TILE / 16][2][4],
+                                  float u[2][HEADS / 2])
 {
     constexpr int STAGES = value_room<HEADS>::STAGES;
     start_tile<HEADS>(r, tile, x, u);
-    fetch_tile<HEADS>(a, w, at, tile + STAGES - 1, r); /* where tile - 1 stood */
+    const int64_t place = *coming;
+    *coming = own_place(w, at, tile + STAGES);
+    fetch_tile<HEADS>(a, w, at, tile + STAGES - 1, place, r); /* where tile - 1 stood */
     if (tile + 1 < at.n_tiles)
         widen_tile<HEADS>(r, tile + 1, other);
     td_wgmma_hold<TILE / 16 * 8>(&other[0][0][0]); /* now, not behind the products */
@@ -179,48 +188,38 @@ __global__ void __launch_bounds__(THREADS, VALUE_BLOCKS<HEADS>)
     extern __shared__ __align__(1024) unsigned char shared[];
     value_room<HEADS> *r = (value_room<HEADS> *)shared;
     constexpr int STAGES = value_room<HEADS>::STAGES;
-    const int half = blockIdx.x % HALVES, part = blockIdx.x / HALVES % w.n_parts;
-    const int64_t block = blockIdx.x / HALVES / w.n_parts;
-    value_place at = {block / w.n_groups,
-                      (int)(block % w.n_groups) * HEADS,
-                      0,
-                      part,
-                      half * COLUMNS,
-                      part * w.part,
-                      0};
-    const int left = w.used[at.token] - at.lo;
-    at.n_heads = a.H - at.head < HEADS ? a.H - at.head : HEADS;
-    at.n_tiles = ((left < w.part ? left : w.part) + TILE - 1) / TILE;
-    if (left <= 0)
-        return;
-    for (int i = threadIdx.x; i < at.n_tiles * TILE; i += THREADS)
-        r->places[i] = w.places[at.token * w.keys + at.lo + i];
-    __syncthreads();
+    const int64_t block = blockIdx.x / HALVES;
+    const int n_groups = w.heads / HEADS;
+    value_place at = {block / n_groups, (int)(block % n_groups) * HEADS,
+                      (int)(blockIdx.x % HALVES) * COLUMNS, 0};
+    at.n_tiles = (w.used[at.token] + TILE - 1) / TILE;
     for (int tile = 0; tile < STAGES - 1; tile++)
-        fetch_tile<HEADS>(a, w, at, tile, r);
+        fetch_tile<HEADS>(a, w, at, tile, own_place(w, at, tile), r);
+    int64_t coming = own_place(w, at, STAGES - 1); /* of the tile that is fetched next */
     td_copy_wait<STAGES - 3>();
     td_wgmma_publish();
     __syncthreads();
     uint32_t x[2][TILE / 16][2][4];
     float u[2][HEADS / 2] = {};
-    widen_tile<HEADS>(r, 0, x[0]);
+    if (at.n_tiles > 0)
+        widen_tile<HEADS>(r, 0, x[0]);
     for (int tile = 0; tile < at.n_tiles; tile += 2) {
-        value_tile<HEADS>(a, w, at, tile, r, x[0], x[1], u);
+        value_tile<HEADS>(a, w, at, tile, &coming, r, x[0], x[1], u);
         if (tile + 1 < at.n_tiles)
-            value_tile<HEADS>(a, w, at, tile + 1, r, x[1], x[0], u);
+            value_tile<HEADS>(a, w, at, tile + 1, &coming, r, x[1], x[0], u);
     }
     td_copy_wait<0>();
-    const int lane = threadIdx.x % 32, head = lane % 4 * 2;
-    const int64_t rows = (int64_t)w.tokens * w.heads;
-    float *out = w.u + (at.part * rows + at.token * w.heads + at.head + head) * DIM_C + at.column +
-                 threadIdx.x / 32 * 32 + lane / 4 * 4;
+    const int lane = threadIdx.x % 32, head = at.head + lane % 4 * 2;
+    td_bf16 *out = (td_bf16 *)a.u + ((w.first + at.token) * a.H + head) * DIM_C + at.column +
+                   threadIdx.x / 32 * 32 + lane / 4 * 4;
 #pragma unroll
     for (int j = 0; j < HEADS / 8; j++)
 #pragma unroll
         for (int e = 0; e < 2; e++)
-            if (8 * j + head + e < at.n_heads)
-                *(float4 *)(out + (8 * j + e) * DIM_C) = float4{
-                    u[0][4 * j + e], u[0][4 * j + 2 + e], u[1][4 * j + e], u[1][4 * j + 2 + e]};
+            if (head + 8 * j + e < a.H)
+                *(uint2 *)(out + (8 * j + e) * DIM_C) =
+                    make_uint2(td_bf16_pair(u[0][4 * j + e], u[0][4 * j + 2 + e]),
+                               td_bf16_pair(u[1][4 * j + e], u[1][4 * j + 2 + e]));
 }
 
 } // namespace mla8

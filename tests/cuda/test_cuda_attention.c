@@ -298,6 +298,10 @@ TEST(sparse_mla_of_fp8_caches_is_near_the_judge)
         check_mla(&rng, &g,
                   (mla_shape){0, 512, 64, KT_PICK(&rng, 33, 64, 65, 100, 127, 128, 130), ks[i],
                               TD_BF16, KT_PICK(&rng, 1, 2, 3)});
+    /* Many rows take wide blocks of heads, a row alone narrow ones. */
+    check_mla(&rng, &g, (mla_shape){0, 512, 64, 128, 65, TD_BF16, 50});
+    check_mla(&rng, &g, (mla_shape){0, 512, 64, 65, 130, TD_BF16, 51});
+    check_mla(&rng, &g, (mla_shape){0, 512, 64, 33, 63, TD_BF16, 52});
     ct_close(&g);
 }
 
