@@ -33,7 +33,7 @@ constexpr size_t SCRATCH = (size_t)288 << 20; /* for as many tokens as go in one
 constexpr uint32_t NO_KEY = 0xffffffffu;      /* a score's bits; arithmetic makes another NaN */
 
 /* Tokens first.. of a launch. Heads are padded to whole groups (what a block takes), keys to pairs
- * of tiles; scores and p end with the tile of the last key that is selected. */
+ * of tiles; scores end with the tile of the last key that is selected, p with the pair. */
 typedef struct {
     int64_t *places;  /* [tokens, keys] of a row in the plane, bytes; -1: none */
     int32_t *used;    /* [tokens] one behind the last key that is selected */
@@ -177,7 +177,8 @@ __global__ void __launch_bounds__(THREADS)
     __shared__ float maxima[THREADS / 32], part[32];
     const int64_t token = blockIdx.x / w.heads;
     const int head = blockIdx.x % w.heads, step = THREADS * HELD;
-    const int n = (w.used[token] + TILE - 1) / TILE * TILE, there = head < a.H ? n : 0;
+    const int n = (w.used[token] + 2 * TILE - 1) / (2 * TILE) * 2 * TILE;
+    const int there = head < a.H ? (w.used[token] + TILE - 1) / TILE * TILE : 0;
     const float *scores = w.scores + (token * w.heads + head) * w.keys;
     float s[HELD], max = -INFINITY, sum = 0.0f;
     load_scores(scores, 0, there, s);

@@ -19,7 +19,7 @@ constexpr int COLUMNS = 256, HALVES = DIM_C / COLUMNS;
 constexpr int GROUPS = COLUMNS / TD_QUANT_GROUP; /* of scales, in a block */
 
 template <int HEADS> struct value_room {
-    /* A tile is worked on, the next is widened, others travel. Two blocks to an SM, or one. */
+    /* Two tiles are worked on, the next is widened, others travel. Two blocks to an SM, or one. */
     static constexpr int STAGES = HEADS > 32 ? 6 : 4;
     unsigned char p[STAGES][HEADS * TD_SWIZZLE_ROW];
     unsigned char rows[STAGES][TILE * COLUMNS];
@@ -159,26 +159,30 @@ __device__ inline void start_tile(const value_room<HEADS> *r, int tile, uint32_t
     td_wgmma_commit();
 }
 
-/* Tile's products, with its values in x; the next one's to the other. */
-template <int HEADS>
+/* Tile's products, with its values in x[ODD]; the next one's values to the other. An even tile's
+ * products run on into the next round. */
+template <int HEADS, int ODD>
 __device__ inline void value_tile(const td_sparse_mla_args &a, const work &w, const value_place &at,
                                   int tile, int64_t *coming, value_room<HEADS> *r,
-                                  uint32_t x[TILE / 16][2][4], uint32_t other[TILE / 16][2][4],
-                                  float u[2][HEADS / 2])
+                                  uint32_t x[2][TILE / 16][2][4], float u[2][HEADS / 2])
 {
     constexpr int STAGES = value_room<HEADS>::STAGES;
-    start_tile<HEADS>(r, tile, x, u);
+    start_tile<HEADS>(r, tile, x[ODD], u);
     const int64_t place = *coming;
-    *coming = own_place(w, at, tile + STAGES);
-    fetch_tile<HEADS>(a, w, at, tile + STAGES - 1, place, r); /* where tile - 1 stood */
+    *coming = own_place(w, at, tile + STAGES - 1);
+    fetch_tile<HEADS>(a, w, at, tile + STAGES - 2, place, r); /* where tile - 2 stood */
+    if (ODD)
+        td_wgmma_wait<1>(); /* on the other's reader */
     if (tile + 1 < at.n_tiles)
-        widen_tile<HEADS>(r, tile + 1, other);
-    td_wgmma_hold<TILE / 16 * 8>(&other[0][0][0]); /* now, not behind the products */
-    td_wgmma_wait<0>();
-    td_wgmma_hold<HEADS>(&u[0][0]);
-    td_copy_wait<STAGES - 3>();
+        widen_tile<HEADS>(r, tile + 1, x[1 - ODD]);
+    td_wgmma_hold<TILE / 16 * 8>(&x[1 - ODD][0][0][0]); /* before the wait */
+    td_copy_wait<STAGES - 4>();
     td_wgmma_publish();
-    __syncthreads(); /* tile + 2 is there; nobody works on this one any more */
+    if (ODD) { /* the compiler gives up on products that run into the next round of a loop */
+        td_wgmma_wait<0>();
+        td_wgmma_hold<HEADS>(&u[0][0]);
+    }
+    __syncthreads(); /* tile + 2 is there; nobody works on tile - 1 any more */
 }
 
 template <int HEADS>
@@ -192,11 +196,11 @@ __global__ void __launch_bounds__(THREADS, VALUE_BLOCKS<HEADS>)
     const int n_groups = w.heads / HEADS;
     value_place at = {block / n_groups, (int)(block % n_groups) * HEADS,
                       (int)(blockIdx.x % HALVES) * COLUMNS, 0};
-    at.n_tiles = (w.used[at.token] + TILE - 1) / TILE;
-    for (int tile = 0; tile < STAGES - 1; tile++)
+    at.n_tiles = (w.used[at.token] + 2 * TILE - 1) / (2 * TILE) * 2;
+    for (int tile = 0; tile < STAGES - 2; tile++)
         fetch_tile<HEADS>(a, w, at, tile, own_place(w, at, tile), r);
-    int64_t coming = own_place(w, at, STAGES - 1); /* of the tile that is fetched next */
-    td_copy_wait<STAGES - 3>();
+    int64_t coming = own_place(w, at, STAGES - 2); /* of the tile that is fetched next */
+    td_copy_wait<STAGES - 4>();
     td_wgmma_publish();
     __syncthreads();
     uint32_t x[2][TILE / 16][2][4];
@@ -204,9 +208,8 @@ __global__ void __launch_bounds__(THREADS, VALUE_BLOCKS<HEADS>)
     if (at.n_tiles > 0)
         widen_tile<HEADS>(r, 0, x[0]);
     for (int tile = 0; tile < at.n_tiles; tile += 2) {
-        value_tile<HEADS>(a, w, at, tile, &coming, r, x[0], x[1], u);
-        if (tile + 1 < at.n_tiles)
-            value_tile<HEADS>(a, w, at, tile + 1, &coming, r, x[1], x[0], u);
+        value_tile<HEADS, 0>(a, w, at, tile, &coming, r, x, u);
+        value_tile<HEADS, 1>(a, w, at, tile + 1, &coming, r, x, u);
     }
     td_copy_wait<0>();
     const int lane = threadIdx.x % 32, head = at.head + lane % 4 * 2;
