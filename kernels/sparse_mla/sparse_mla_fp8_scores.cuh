@@ -107,7 +107,7 @@ __device__ inline void next_piece(const td_sparse_mla_args &a, int64_t next, int
     }
 }
 
-template <int HEADS>
+/* A piece's codes as f16, for eight products. */
 __device__ inline void widen_piece(const uint4 top[2], const uint4 low[2], uint32_t x[8][4])
 {
 #pragma unroll
@@ -227,21 +227,21 @@ __global__ void __launch_bounds__(THREADS, SCORE_BLOCKS<HEADS>)
                                   {top[1].z, low[1].z, top[1].w, low[1].w}};
         start_rotated<HEADS>(r, rotated, sum);
         next_piece(a, next, 1, r, top, low);
-        widen_piece<HEADS>(top, low, x[0]);
+        widen_piece(top, low, x[0]);
 #pragma unroll
         for (int group = 0; group < KEY_SCALES; group++) {
             start_codes<HEADS>(r, group, x[group % BUFFERS], d);
             if (group + 1 < KEY_SCALES)
                 next_piece(a, next, group + 2, r, top, low);
             if (group + 1 < KEY_SCALES && BUFFERS > 1) {
-                widen_piece<HEADS>(top, low, x[(group + 1) % BUFFERS]);
+                widen_piece(top, low, x[(group + 1) % BUFFERS]);
                 td_wgmma_hold<32>(&x[(group + 1) % BUFFERS][0][0]); /* before the wait */
             }
             td_wgmma_wait<0>();
             td_wgmma_hold<HEADS / 2>(d);
             td_wgmma_hold<HEADS / 2>(sum);
             if (group + 1 < KEY_SCALES && BUFFERS == 1)
-                widen_piece<HEADS>(top, low, x[0]);
+                widen_piece(top, low, x[0]);
 #pragma unroll
             for (int j = 0; j < HEADS / 2; j++)
                 sum[j] = fmaf(d[j], scales[j / 2 % 2][group], sum[j]);
