@@ -43,12 +43,47 @@ __device__ inline uint32_t td_bf16_pair(float lo, float hi)
     return pair;
 }
 
+/* Two f32 rounded to f16, `lo` in the lower half. */
+__device__ inline uint32_t td_f16_round_pair(float lo, float hi)
+{
+    const __half2 v = __floats2half2_rn(lo, hi);
+    uint32_t pair;
+    memcpy(&pair, &v, 4);
+    return pair;
+}
+
 /* Two f16 as f32. */
 __device__ inline float2 td_f16_pair(uint32_t pair)
 {
     __half2 h;
     memcpy(&h, &pair, 4);
     return __half22float2(h);
+}
+
+/* Codes AT (0..3) of a and of b as a pair of bf16, times 2^-120 (a scale of 2^120 undoes it): the
+ * code's exponent and mantissa stand where bf16 has them, a code without exponent is a bf16 without
+ * one. Exact; but NaN becomes 480. */
+template <int AT> __device__ inline uint32_t td_e4m3_pair_bf16(uint32_t a, uint32_t b)
+{
+    uint32_t wide; /* 8: the byte's sign, eight times */
+    asm("prmt.b32 %0, %1, %2, %3;"
+        : "=r"(wide)
+        : "r"(a), "r"(b), "n"(AT | (8 | AT) << 4 | (4 | AT) << 8 | (12 | AT) << 12));
+    return wide << 4 & 0x87f087f0u;
+}
+
+/* Codes AT of a and of b, the other two bytes are 0. */
+template <int AT> __device__ inline uint32_t td_e4m3_pair(uint32_t a, uint32_t b)
+{
+    return (a >> 8 * AT & 255) | (b >> 8 * AT & 255) << 8;
+}
+
+/* Products of two pairs of bf16. */
+__device__ inline uint32_t td_bf16_pair_mul(uint32_t x, uint32_t y)
+{
+    uint32_t product;
+    asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(product) : "r"(x), "r"(y));
+    return product;
 }
 
 /* Four 8 x 8 matrices of 16-bit elements from shared memory: lane l names row l % 8 of matrix l / 8

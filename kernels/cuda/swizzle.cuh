@@ -1,8 +1,8 @@
-/* swizzle.cuh - operands of td_wgmma_f16() in shared memory: rows of 128 bytes (a block of K), K
- * along the row ("K-major"), eight rows to an atom of 1024 bytes that starts at a multiple of 1024,
- * atoms of neighbouring rows side by side. Within an atom the eight 16-byte pieces of row r stand
- * in order piece ^ (r % 8) ("128-byte swizzle"): rows and columns are both free of bank conflicts.
- */
+/* swizzle.cuh - operands of wgmma.cuh's products in shared memory: rows of 128 bytes (a block of
+ * K), K along the row ("K-major"), eight rows to an atom of 1024 bytes that starts at a multiple of
+ * 1024, atoms of neighbouring rows side by side. Within an atom the eight 16-byte pieces of row r
+ * stand in order piece ^ (r % 8) ("128-byte swizzle"): rows and columns are both free of bank
+ * conflicts. */
 #ifndef TD_KERNELS_CUDA_SWIZZLE_CUH
 #define TD_KERNELS_CUDA_SWIZZLE_CUH
 #include "kernels/cuda/cuda.cuh"

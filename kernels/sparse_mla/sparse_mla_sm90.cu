@@ -3,6 +3,7 @@
  * the judge does, in two passes over the keys: the contract rounds p after the division, so all
  * scores of a row must be known before the first p is used. */
 #include "kernels/cuda/cuda.cuh"
+#include "kernels/sparse_mla/sparse_mla_fp8_launch.cuh"
 #include "kernels/sparse_mla/sparse_mla_tensor.cuh"
 
 #define WARPS 8
@@ -159,5 +160,7 @@ extern "C" td_status td_sparse_mla_cuda(const td_sparse_mla_args *a, td_stream *
         return TD_BAD_SHAPE;
     if (a->T == 0)
         return TD_OK;
+    if (a->H >= MIN_HEADS && mla8::fits(a))
+        return mla8::run(a, s);
     return a->H >= MIN_HEADS && mla::fits(a) ? mla::run(a, s) : run_plain(a, s);
 }

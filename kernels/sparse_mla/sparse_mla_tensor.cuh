@@ -1,12 +1,11 @@
-/* sparse_mla_tensor.cuh - sparse_mla on tensor cores: bf16 activations, C 512, R 64, fp8 or bf16
- * caches, any selection. The selected keys go in SPLIT parts of fixed length, so that a single row
- * has work for many blocks; the parts do not depend on the batch. The contract rounds p after the
- * division, hence three kernels: scores (f32, to scratch) with each part's maximum and sum; p from
- * all parts' statistics and each part's share of u (f32, to scratch); their sum in order of parts.
- * In the first two a block takes one token, one part and 16, 32 or 64 heads and walks the keys in
- * tiles; while a tile is worked on, the next one's rows travel to shared memory as they stand in
- * the cache. Keys and values are the cache's value in bf16: exact for scales that are powers of
- * two, as kv_write makes them. */
+/* sparse_mla_tensor.cuh - sparse_mla on tensor cores: bf16 activations, C 512, R 64, bf16 caches
+ * (fp8: sparse_mla_fp8.cuh), any selection. The selected keys go in SPLIT parts of fixed length, so
+ * that a single row has work for many blocks; the parts do not depend on the batch. The contract
+ * rounds p after the division, hence three kernels: scores (f32, to scratch) with each part's
+ * maximum and sum; p from all parts' statistics and each part's share of u (f32, to scratch); their
+ * sum in order of parts. In the first two a block takes one token, one part and 16, 32 or 64 heads
+ * and walks the keys in tiles; while a tile is worked on, the next one's rows travel to shared
+ * memory. */
 #ifndef TD_KERNELS_SPARSE_MLA_TENSOR_CUH
 #define TD_KERNELS_SPARSE_MLA_TENSOR_CUH
 #include "kernels/cuda/async.cuh"
@@ -24,16 +23,15 @@ constexpr int DIM_C = 512, DIM_R = 64, DIMS = DIM_C + DIM_R;
 constexpr int ROW = DIMS + 8;                 /* of a tile: eight rows lie in different banks */
 constexpr int SPLIT = 4;                      /* parts of the selected keys */
 constexpr size_t SCRATCH = (size_t)288 << 20; /* for as many tokens as go in one launch */
-constexpr int FP8_ROW = DIM_C + DIM_C / TD_QUANT_GROUP * 4 + DIM_R * 2, BF16_ROW = 2 * DIMS;
+constexpr int RAW_ROW = 2 * DIMS;             /* bytes of a cached row */
 
 /* M: groups of 16 heads. A warp scores one group against KEYS keys, and owns 64 columns of u. */
-template <int M, bool FP8> struct form {
+template <int M> struct form {
     static constexpr int HEADS = 16 * M;
-    static constexpr int TILE = FP8 || M < 4 ? 64 : 32; /* what fits beside the queries */
-    static constexpr int PARTS = WARPS / M;             /* warps that share a group of heads */
-    static constexpr int KEYS = TILE / PARTS;           /* 8, 16 or 32 */
+    static constexpr int TILE = M < 4 ? 64 : 32; /* what fits beside the queries */
+    static constexpr int PARTS = WARPS / M;      /* warps that share a group of heads */
+    static constexpr int KEYS = TILE / PARTS;    /* 8, 16 or 32 */
     static constexpr int NF = KEYS / 8;
-    static constexpr int RAW_ROW = FP8 ? FP8_ROW : BF16_ROW;
     static constexpr int P_ROW = TILE + 8;
 };
 
@@ -50,20 +48,20 @@ typedef struct {      /* tokens first.. of a launch; heads padded to whole group
     int n_groups;
 } split;
 
-template <int M, bool FP8> struct room { /* shared memory of the first kernel */
-    typedef form<M, FP8> F;
+template <int M> struct room { /* shared memory of the first kernel */
+    typedef form<M> F;
     td_bf16 tile[F::TILE][ROW];
-    alignas(16) unsigned char raw[F::TILE][F::RAW_ROW];
+    alignas(16) unsigned char raw[F::TILE][RAW_ROW];
     alignas(16) td_bf16 q[F::HEADS][ROW];
     stats parts[F::PARTS][F::HEADS]; /* of the warps that share a head */
     int valid[2][F::TILE];           /* of the tile worked on and of the next */
     int used;
 };
 
-template <int M, bool FP8> struct value_room { /* and of the second */
-    typedef form<M, FP8> F;
+template <int M> struct value_room { /* and of the second */
+    typedef form<M> F;
     td_bf16 tile[F::TILE][ROW];
-    alignas(16) unsigned char raw[F::TILE][F::RAW_ROW];
+    alignas(16) unsigned char raw[F::TILE][RAW_ROW];
     alignas(16) td_bf16 p[F::HEADS][F::P_ROW];
     stats all[F::HEADS];
     int valid[2][F::TILE];
@@ -78,11 +76,11 @@ typedef struct {
 } place;
 
 /* Starts the rows of keys first.. on their way; those that are not there become zeros. */
-template <int M, bool FP8, typename Room>
+template <int M, typename Room>
 __device__ inline void fetch(const td_sparse_mla_args &a, const place &at, int first, Room *r)
 {
-    typedef form<M, FP8> F;
-    const int pieces = F::RAW_ROW / 16;
+    typedef form<M> F;
+    const int pieces = RAW_ROW / 16;
     const int32_t *table = a.rows.block_table + (int64_t)at.seq * a.rows.max_pages;
     for (int i = threadIdx.x; i < F::TILE * pieces; i += THREADS) {
         const int key = i / pieces, piece = i % pieces;
@@ -90,7 +88,7 @@ __device__ inline void fetch(const td_sparse_mla_args &a, const place &at, int f
         const unsigned char *from = a.kv.plane;
         if (position >= 0)
             from += (uint64_t)table[position / a.kv.page_rows] * a.kv.page_stride +
-                    (uint64_t)(position % a.kv.page_rows) * F::RAW_ROW + piece * 16;
+                    (uint64_t)(position % a.kv.page_rows) * RAW_ROW + piece * 16;
         td_copy_async(r->raw[key] + piece * 16, from, position >= 0 ? 16 : 0);
         if (piece == 0)
             r->valid[(first - at.lo) / F::TILE & 1][key] = position >= 0;
@@ -98,45 +96,21 @@ __device__ inline void fetch(const td_sparse_mla_args &a, const place &at, int f
     td_copy_commit();
 }
 
-/* 16 codes as bf16, times scale. */
-__device__ inline void widen(uint4 codes, float scale, td_bf16 *out)
+/* The rows that arrived. */
+template <int M, typename Room> __device__ inline void unpack(Room *r)
 {
-    const uint32_t in[4] = {codes.x, codes.y, codes.z, codes.w};
-    uint32_t pairs[8];
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        uint32_t lo, hi;
-        td_e4m3x4_to_f16(in[i], &lo, &hi);
-        const float2 x = td_f16_pair(lo), y = td_f16_pair(hi);
-        pairs[2 * i] = td_bf16_pair(x.x * scale, x.y * scale);
-        pairs[2 * i + 1] = td_bf16_pair(y.x * scale, y.y * scale);
-    }
-    *(uint4 *)out = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
-    *(uint4 *)(out + 8) = make_uint4(pairs[4], pairs[5], pairs[6], pairs[7]);
-}
-
-/* The rows that arrived, as bf16. */
-template <int M, bool FP8, typename Room> __device__ inline void unpack(Room *r)
-{
-    typedef form<M, FP8> F;
-    const int codes = FP8 ? DIM_C / 16 : 0, first = codes * 16; /* pieces of 16, then as they are */
-    for (int i = threadIdx.x; i < F::TILE * codes; i += THREADS) {
-        const int key = i / (DIM_C / 16), at = i % (DIM_C / 16) * 16;
-        const float *scales = (const float *)(r->raw[key] + DIM_C);
-        widen(*(const uint4 *)(r->raw[key] + at), scales[at / TD_QUANT_GROUP], &r->tile[key][at]);
-    }
-    const int plain = (DIMS - first) / 8, skip = FP8 ? DIM_C + DIM_C / TD_QUANT_GROUP * 4 : 0;
-    for (int i = threadIdx.x; i < F::TILE * plain; i += THREADS) {
-        const int key = i / plain, at = i % plain;
-        *(uint4 *)&r->tile[key][first + at * 8] = *(const uint4 *)(r->raw[key] + skip + at * 16);
+    typedef form<M> F;
+    const int pieces = RAW_ROW / 16;
+    for (int i = threadIdx.x; i < F::TILE * pieces; i += THREADS) {
+        const int key = i / pieces, at = i % pieces;
+        *(uint4 *)&r->tile[key][at * 8] = *(const uint4 *)(r->raw[key] + at * 16);
     }
 }
 
 /* d[n]: scores of this warp's 16 heads and keys 8 n.., without the scale. */
-template <int M, bool FP8>
-__device__ inline void scores(const room<M, FP8> *r, float d[form<M, FP8>::NF][4])
+template <int M> __device__ inline void scores(const room<M> *r, float d[form<M>::NF][4])
 {
-    typedef form<M, FP8> F;
+    typedef form<M> F;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, keys = warp / M * F::KEYS;
     const td_bf16 *q = &r->q[warp % M * 16 + lane % 16][lane / 16 * 8];
     /* With one group of keys the upper half of an x4 repeats the lower: rows must exist. */
@@ -174,11 +148,11 @@ __device__ inline stats join(stats a, stats b)
 }
 
 /* Takes one tile's scores of a head (those of this lane) into its statistics. */
-template <int M, bool FP8>
-__device__ inline stats take(stats s, const float d[form<M, FP8>::NF][4], int half, float scale,
+template <int M>
+__device__ inline stats take(stats s, const float d[form<M>::NF][4], int half, float scale,
                              const int *valid)
 {
-    typedef form<M, FP8> F;
+    typedef form<M> F;
     const int at = threadIdx.x / 32 / M * F::KEYS + threadIdx.x % 4 * 2;
     stats own = {-INFINITY, 0.0f};
 #pragma unroll
@@ -195,10 +169,10 @@ __device__ inline stats take(stats s, const float d[form<M, FP8>::NF][4], int ha
 }
 
 /* The lanes of a row, then the warps that share it, in their order, to the scratch. */
-template <int M, bool FP8>
-__device__ inline void settle(const split &sp, const place &at, room<M, FP8> *r, stats s[2])
+template <int M>
+__device__ inline void settle(const split &sp, const place &at, room<M> *r, stats s[2])
 {
-    typedef form<M, FP8> F;
+    typedef form<M> F;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     for (int half = 0; half < 2; half++) {
         for (int m = 1; m < 4; m *= 2) {
@@ -219,40 +193,40 @@ __device__ inline void settle(const split &sp, const place &at, room<M, FP8> *r,
 }
 
 /* Where this warp's scores of a tile stand in the scratch: of head `half`, pairs 8 keys apart. */
-template <int M, bool FP8>
+template <int M>
 __device__ inline float *scores_at(const split &sp, const place &at, int first, int half)
 {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const int h = warp % M * 16 + half * 8 + lane / 4;
-    const int key = first + warp / M * form<M, FP8>::KEYS + lane % 4 * 2;
+    const int key = first + warp / M * form<M>::KEYS + lane % 4 * 2;
     return sp.scores + (at.row + h) * (int64_t)(SPLIT * sp.part) + key;
 }
 
-template <int M, bool FP8>
+template <int M>
 __device__ inline void keep_scores(const split &sp, const place &at, int first,
-                                   const float d[form<M, FP8>::NF][4], float scale)
+                                   const float d[form<M>::NF][4], float scale)
 {
     for (int half = 0; half < 2; half++) {
-        float *to = scores_at<M, FP8>(sp, at, first, half);
+        float *to = scores_at<M>(sp, at, first, half);
 #pragma unroll
-        for (int n = 0; n < form<M, FP8>::NF; n++)
+        for (int n = 0; n < form<M>::NF; n++)
             *(float2 *)(to + n * 8) =
                 make_float2(d[n][half * 2] * scale, d[n][half * 2 + 1] * scale);
     }
 }
 
 /* p of this warp's scores, rounded to bf16, to r->p. */
-template <int M, bool FP8>
-__device__ inline void make_p(const split &sp, const place &at, int first, value_room<M, FP8> *r)
+template <int M>
+__device__ inline void make_p(const split &sp, const place &at, int first, value_room<M> *r)
 {
-    typedef form<M, FP8> F;
+    typedef form<M> F;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const int key = warp / M * F::KEYS + lane % 4 * 2;
     const int *valid = r->valid[(first - at.lo) / F::TILE & 1] + key;
     for (int half = 0; half < 2; half++) {
         const int h = warp % M * 16 + half * 8 + lane / 4;
         const stats all = r->all[h];
-        const float *from = scores_at<M, FP8>(sp, at, first, half);
+        const float *from = scores_at<M>(sp, at, first, half);
 #pragma unroll
         for (int n = 0; n < F::NF; n++) {
             const float2 score = *(const float2 *)(from + n * 8);
@@ -264,10 +238,9 @@ __device__ inline void make_p(const split &sp, const place &at, int first, value
 }
 
 /* u += p times the tile's values, for all heads and this warp's 64 columns. */
-template <int M, bool FP8>
-__device__ inline void add_values(const value_room<M, FP8> *r, float u[M][8][4])
+template <int M> __device__ inline void add_values(const value_room<M> *r, float u[M][8][4])
 {
-    typedef form<M, FP8> F;
+    typedef form<M> F;
     const int lane = threadIdx.x % 32, columns = threadIdx.x / 32 * 64;
 #pragma unroll
     for (int k = 0; k < F::TILE; k += 16) {
@@ -306,13 +279,13 @@ __device__ inline void store(const split &sp, const place &at, const float u[M][
 }
 
 /* The block's place; its keys end with the last one that is selected. Every thread. */
-template <int M, bool FP8>
+template <int M>
 __device__ inline place find(const td_sparse_mla_args &a, const split &sp, int *used)
 {
     const int64_t block = blockIdx.x / SPLIT, token = block / sp.n_groups;
     const int group = (int)(block % sp.n_groups), part = (int)(blockIdx.x % SPLIT);
-    place at = {NULL, sp.first + token, 0, group * form<M, FP8>::HEADS, 0, part, part * sp.part, 0};
-    at.row = token * sp.n_groups * form<M, FP8>::HEADS + at.head;
+    place at = {NULL, sp.first + token, 0, group * form<M>::HEADS, 0, part, part * sp.part, 0};
+    at.row = token * sp.n_groups * form<M>::HEADS + at.head;
     at.selected = a.selected + at.t * a.k;
     at.seq = a.rows.row_seq[at.t];
     const int end = at.seq < 0 ? 0 : at.lo + sp.part < a.k ? at.lo + sp.part : a.k;
@@ -328,10 +301,10 @@ __device__ inline place find(const td_sparse_mla_args &a, const split &sp, int *
 }
 
 /* Queries of the block's heads; zeros behind the last. */
-template <int M, bool FP8>
-__device__ inline void load_queries(const td_sparse_mla_args &a, const place &at, room<M, FP8> *r)
+template <int M>
+__device__ inline void load_queries(const td_sparse_mla_args &a, const place &at, room<M> *r)
 {
-    for (int i = threadIdx.x; i < form<M, FP8>::HEADS * (DIMS / 8); i += THREADS) {
+    for (int i = threadIdx.x; i < form<M>::HEADS * (DIMS / 8); i += THREADS) {
         const int h = i / (DIMS / 8), column = i % (DIMS / 8) * 8;
         uint4 v = make_uint4(0, 0, 0, 0);
         if (at.head + h < a.H)
@@ -341,54 +314,54 @@ __device__ inline void load_queries(const td_sparse_mla_args &a, const place &at
 }
 
 /* Waits for tile first.., unpacks it and starts the next. */
-template <int M, bool FP8, typename Room>
+template <int M, typename Room>
 __device__ inline void next_tile(const td_sparse_mla_args &a, const place &at, int first, Room *r)
 {
-    typedef form<M, FP8> F;
+    typedef form<M> F;
     td_copy_wait<0>();
     __syncthreads(); /* everybody's rows are there; nobody works on the last tile */
-    unpack<M, FP8>(r);
+    unpack<M>(r);
     __syncthreads(); /* the tile is there, the rows' room is free */
     if (first + F::TILE < at.hi)
-        fetch<M, FP8>(a, at, first + F::TILE, r);
+        fetch<M>(a, at, first + F::TILE, r);
 }
 
-template <int M, bool FP8>
+template <int M>
 __global__ void __launch_bounds__(THREADS, 1)
     score_kernel(const __grid_constant__ td_sparse_mla_args a, const __grid_constant__ split sp)
 {
-    typedef form<M, FP8> F;
+    typedef form<M> F;
     extern __shared__ uint4 shared[];
-    room<M, FP8> *r = (room<M, FP8> *)shared;
-    const place at = find<M, FP8>(a, sp, &r->used);
+    room<M> *r = (room<M> *)shared;
+    const place at = find<M>(a, sp, &r->used);
     float d[F::NF][4];
     stats s[2] = {{-INFINITY, 0.0f}, {-INFINITY, 0.0f}};
     if (at.lo < at.hi) {
-        fetch<M, FP8>(a, at, at.lo, r);
+        fetch<M>(a, at, at.lo, r);
         load_queries(a, at, r);
     }
     for (int first = at.lo; first < at.hi; first += F::TILE) {
-        next_tile<M, FP8>(a, at, first, r);
+        next_tile<M>(a, at, first, r);
         scores(r, d);
-        keep_scores<M, FP8>(sp, at, first, d, a.scale);
+        keep_scores<M>(sp, at, first, d, a.scale);
         const int *valid = r->valid[(first - at.lo) / F::TILE & 1];
         for (int half = 0; half < 2; half++)
-            s[half] = take<M, FP8>(s[half], d, half, a.scale, valid);
+            s[half] = take<M>(s[half], d, half, a.scale, valid);
     }
     settle(sp, at, r, s);
 }
 
-template <int M, bool FP8>
+template <int M>
 __global__ void __launch_bounds__(THREADS, 1)
     value_kernel(const __grid_constant__ td_sparse_mla_args a, const __grid_constant__ split sp)
 {
-    typedef form<M, FP8> F;
+    typedef form<M> F;
     extern __shared__ uint4 shared[];
-    value_room<M, FP8> *r = (value_room<M, FP8> *)shared;
-    const place at = find<M, FP8>(a, sp, &r->used);
+    value_room<M> *r = (value_room<M> *)shared;
+    const place at = find<M>(a, sp, &r->used);
     float u[M][8][4] = {};
     if (at.lo < at.hi)
-        fetch<M, FP8>(a, at, at.lo, r);
+        fetch<M>(a, at, at.lo, r);
     for (int h = threadIdx.x; h < F::HEADS; h += THREADS) {
         const stats *parts = sp.of_parts + (at.row + h) * SPLIT;
         stats all = parts[0];
@@ -397,7 +370,7 @@ __global__ void __launch_bounds__(THREADS, 1)
         r->all[h] = all;
     }
     for (int first = at.lo; first < at.hi; first += F::TILE) {
-        next_tile<M, FP8>(a, at, first, r);
+        next_tile<M>(a, at, first, r);
         make_p(sp, at, first, r);
         __syncthreads();
         add_values(r, u);
@@ -427,30 +400,30 @@ __global__ void __launch_bounds__(DIM_C / 4)
 }
 
 /* Tokens first .. first + tokens - 1. */
-template <int M, bool FP8>
+template <int M>
 static td_status launch_tokens(const td_sparse_mla_args *a, const split *sp, td_stream *s)
 {
     const unsigned blocks = (unsigned)sp->tokens * (unsigned)sp->n_groups * SPLIT;
-    score_kernel<M, FP8><<<blocks, THREADS, sizeof(room<M, FP8>), s->stream>>>(*a, *sp);
+    score_kernel<M><<<blocks, THREADS, sizeof(room<M>), s->stream>>>(*a, *sp);
     td_status st = td_cuda_launched(s, "sparse_mla");
     if (st < 0)
         return st;
-    value_kernel<M, FP8><<<blocks, THREADS, sizeof(value_room<M, FP8>), s->stream>>>(*a, *sp);
+    value_kernel<M><<<blocks, THREADS, sizeof(value_room<M>), s->stream>>>(*a, *sp);
     st = td_cuda_launched(s, "sparse_mla");
     if (st < 0)
         return st;
     sum_kernel<<<(unsigned)sp->tokens *(unsigned)a->H, DIM_C / 4, 0, s->stream>>>(
-        *a, *sp, sp->n_groups * form<M, FP8>::HEADS);
+        *a, *sp, sp->n_groups * form<M>::HEADS);
     return td_cuda_launched(s, "sparse_mla");
 }
 
-template <int M, bool FP8> static td_status launch(const td_sparse_mla_args *a, td_stream *s)
+template <int M> static td_status launch(const td_sparse_mla_args *a, td_stream *s)
 {
-    typedef form<M, FP8> F;
-    td_status st = td_cuda_allow_shared(s, (const void *)score_kernel<M, FP8>, sizeof(room<M, FP8>),
-                                        "sparse_mla");
+    typedef form<M> F;
+    td_status st =
+        td_cuda_allow_shared(s, (const void *)score_kernel<M>, sizeof(room<M>), "sparse_mla");
     if (st == TD_OK)
-        st = td_cuda_allow_shared(s, (const void *)value_kernel<M, FP8>, sizeof(value_room<M, FP8>),
+        st = td_cuda_allow_shared(s, (const void *)value_kernel<M>, sizeof(value_room<M>),
                                   "sparse_mla");
     if (st < 0)
         return st;
@@ -471,7 +444,7 @@ template <int M, bool FP8> static td_status launch(const td_sparse_mla_args *a, 
     sp.of_parts = (stats *)(scratch + (size_t)tokens * (score_bytes + u_bytes));
     for (sp.first = 0; sp.first < a->T && st == TD_OK; sp.first += tokens) {
         sp.tokens = a->T - sp.first < tokens ? (int)(a->T - sp.first) : tokens;
-        st = launch_tokens<M, FP8>(a, &sp, s);
+        st = launch_tokens<M>(a, &sp, s);
     }
     return st;
 }
@@ -481,18 +454,15 @@ static bool fits(const td_sparse_mla_args *a)
 {
     const uintptr_t places =
         (uintptr_t)a->kv.plane | (uintptr_t)a->kv.page_stride | (uintptr_t)a->q | (uintptr_t)a->u;
-    return a->act == TD_BF16 && a->C == DIM_C && a->R == DIM_R && a->kv.dtype != 2 &&
+    return a->act == TD_BF16 && a->C == DIM_C && a->R == DIM_R && a->kv.dtype == 1 &&
            places % 16 == 0;
 }
 
 static td_status run(const td_sparse_mla_args *a, td_stream *s)
 {
-    const bool fp8 = a->kv.dtype == 0;
     if (a->H <= 16)
-        return fp8 ? launch<1, true>(a, s) : launch<1, false>(a, s);
-    if (a->H <= 32)
-        return fp8 ? launch<2, true>(a, s) : launch<2, false>(a, s);
-    return fp8 ? launch<4, true>(a, s) : launch<4, false>(a, s);
+        return launch<1>(a, s);
+    return a->H <= 32 ? launch<2>(a, s) : launch<4>(a, s);
 }
 
 } // namespace mla

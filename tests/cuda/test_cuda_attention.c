@@ -177,9 +177,10 @@ static void fill_latent(kt_rng *rng, unsigned char *row, int dtype, int C, int R
         kt_fill_act(rng, row, dims, 1.0f, dtype == 2 ? TD_F32 : TD_BF16);
         return;
     }
+    static const float scales[] = {0x1p-7f, 0x1.8p-7f, 0x1.5554p-7f}; /* bf16 holds two */
     kt_fill_e4m3(rng, row, (size_t)C);
     for (int g = 0; g < C / 128; g++) {
-        float scale = ldexpf(1.0f + 0.5f * (float)kt_int(rng, 0, 1), -7);
+        float scale = scales[kt_int(rng, 0, 2)];
         memcpy(row + C + 4 * g, &scale, 4);
     }
     kt_fill_bf16(rng, (td_bf16 *)(void *)(row + C + C / 128 * 4), (size_t)R, 1.0f);
@@ -284,6 +285,23 @@ TEST(sparse_mla_of_other_shapes_is_near_the_judge)
                   (mla_shape){i % 3, 128 * kt_int(&rng, 1, 2), KT_PICK(&rng, 0, 1, 2, 64),
                               KT_PICK(&rng, 1, 3), KT_PICK(&rng, 0, 1, 33, 130),
                               i % 2 ? TD_BF16 : TD_F32, KT_PICK(&rng, 1, 2, 5)});
+    ct_close(&g);
+}
+
+/* Heads in blocks that are not full, parts and tiles without keys, selections at their edges. */
+TEST(sparse_mla_of_fp8_caches_is_near_the_judge)
+{
+    static const int ks[] = {0, 1, 63, 64, 65, 128, 257, 600};
+    kt_rng rng = kt_seeded();
+    ct_gpu g = ct_open();
+    for (size_t i = 0; i < sizeof(ks) / sizeof(*ks); i++)
+        check_mla(&rng, &g,
+                  (mla_shape){0, 512, 64, KT_PICK(&rng, 33, 64, 65, 100, 127, 128, 130), ks[i],
+                              TD_BF16, KT_PICK(&rng, 1, 2, 3)});
+    /* Many rows take wide blocks of heads, a row alone narrow ones. */
+    check_mla(&rng, &g, (mla_shape){0, 512, 64, 128, 65, TD_BF16, 50});
+    check_mla(&rng, &g, (mla_shape){0, 512, 64, 65, 130, TD_BF16, 51});
+    check_mla(&rng, &g, (mla_shape){0, 512, 64, 33, 63, TD_BF16, 52});
     ct_close(&g);
 }
 

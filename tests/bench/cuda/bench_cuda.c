@@ -2,7 +2,7 @@
  * copy rate of the same run, multiply-adds at the nominal tensor rate of an H100 or H200 SXM: 1979
  * TFLOP/s e4m3, 989.5 bf16). Random data; weights rotate through more than the caches hold. A row
  * is the median of 7 rounds of calls one behind the other; calls below some 5 us are bound by
- * launches. Usage: bench_cuda [gpu] */
+ * launches. Usage: bench_cuda [gpu [gemm | moe | attention]] */
 #include "common/base/clock.h"
 #include "kernels/backend.h"
 
@@ -299,12 +299,30 @@ static int32_t *filled(gpu *g, size_t n, int32_t first, int32_t step)
     return p;
 }
 
+/* Cached rows with scales as kv_write makes them: powers of two. */
+static unsigned char *latent_memory(gpu *g, size_t n_rows)
+{
+    unsigned char *p = random_memory(g, n_rows * LATENT_ROW), *host = malloc(n_rows * LATENT_ROW);
+    if (host == NULL)
+        exit(1);
+    must(td_stream_read(g->stream, host, p, n_rows * LATENT_ROW), NULL, "reading");
+    finish(g);
+    for (size_t i = 0; i < n_rows * 4; i++) {
+        const float scale = ldexpf(1.0f, -(int)(i % 3));
+        memcpy(host + i / 4 * LATENT_ROW + 512 + i % 4 * 4, &scale, 4);
+    }
+    must(td_stream_write(g->stream, p, host, n_rows * LATENT_ROW), NULL, "writing");
+    finish(g);
+    free(host);
+    return p;
+}
+
 static void measure_attention(gpu *g, int T, int heads, int len)
 {
     const size_t n_pages = (size_t)len / 64;
     char what[80];
     attention a = {.mla = {.T = T, .H = heads, .C = 512, .R = 64, .k = TOPK, .scale = 0.07f}};
-    unsigned char *latents = random_memory(g, n_pages * 64 * LATENT_ROW);
+    unsigned char *latents = latent_memory(g, n_pages * 64);
     unsigned char *keys = random_memory(g, n_pages * 64 * KEY_ROW);
     int32_t *selected = device_memory(g, (size_t)T * TOPK * 4);
     td_rows_view rows = {filled(g, (size_t)T, 0, 0), filled(g, (size_t)T, len, 0),
@@ -339,6 +357,22 @@ static void measure_attention(gpu *g, int T, int heads, int len)
         td_device_free(g->device, all[i]);
 }
 
+static void measure_all_attention(gpu *g)
+{
+    static const int shapes[][3] = {/* T, heads, keys of the cache */
+                                    {1, 128, 65536},  {8, 128, 65536},  {128, 128, 16384},
+                                    {128, 64, 16384}, {128, 16, 16384}, {1024, 128, 16384},
+                                    {4096, 128, 4096}};
+    for (size_t i = 0; i < sizeof(shapes) / sizeof(*shapes); i++)
+        measure_attention(g, shapes[i][0], shapes[i][1], shapes[i][2]);
+}
+
+/* The second argument names one group of rows; without it all are measured. */
+static int wanted(int argc, char **argv, const char *group)
+{
+    return argc < 3 || strcmp(argv[2], group) == 0;
+}
+
 int main(int argc, char **argv)
 {
     static const int shapes[][2] = {
@@ -354,16 +388,15 @@ int main(int argc, char **argv)
     printf("%s\n", td_device_name(g.device));
     make_random(&g);
     measure_copy(&g);
-    for (size_t s = 0; s < sizeof(shapes) / sizeof(*shapes); s++)
+    for (size_t s = 0; s < sizeof(shapes) / sizeof(*shapes) && wanted(argc, argv, "gemm"); s++)
         for (size_t m = 0; m < sizeof(Ms) / sizeof(*Ms); m++)
             measure_gemm(&g, TD_E4M3, Ms[m], shapes[s][0], shapes[s][1]);
-    for (size_t m = 0; m < sizeof(Ms) / sizeof(*Ms); m++)
+    for (size_t m = 0; m < sizeof(Ms) / sizeof(*Ms) && wanted(argc, argv, "gemm"); m++)
         measure_gemm(&g, TD_BF16, Ms[m], 4096, 7168);
-    measure_moe(&g);
-    measure_attention(&g, 8, 128, 65536);
-    measure_attention(&g, 128, 128, 16384);
-    measure_attention(&g, 128, 16, 16384);
-    measure_attention(&g, 1024, 128, 16384);
+    if (wanted(argc, argv, "moe"))
+        measure_moe(&g);
+    if (wanted(argc, argv, "attention"))
+        measure_all_attention(&g);
     td_device_close(g.device);
     return 0;
 }
