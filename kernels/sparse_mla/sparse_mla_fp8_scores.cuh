@@ -32,8 +32,10 @@ template <int HEADS> struct score_room {
     float back[HEADS]; /* from a sum to the score */
 };
 
-/* Blocks to an SM. */
+/* Blocks to an SM; and how many pieces are widened at a time: the next one while products run, or
+ * none then, where it is the other block's turn (which still spills 12 bytes). */
 template <int HEADS> constexpr int SCORE_BLOCKS = HEADS > 16 ? 1 : 2;
+template <int HEADS> constexpr int WIDENED = HEADS > 16 ? 2 : 1;
 
 typedef struct { /* what a block works on */
     int64_t token;
@@ -203,7 +205,7 @@ __global__ void __launch_bounds__(THREADS, SCORE_BLOCKS<HEADS>)
     td_copy_wait<PIECES>(); /* the queries */
     td_wgmma_publish();
     __syncthreads();
-    constexpr int BUFFERS = SCORE_BLOCKS < HEADS >> 1 ? 1 : 2; /* one: the other block's turn */
+    constexpr int BUFFERS = WIDENED<HEADS>;
     uint32_t x[BUFFERS][8][4];
     float d[HEADS / 2] = {}, sum[HEADS / 2] = {};
     for (; first < at.hi; first += step) {
