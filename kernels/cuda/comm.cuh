@@ -52,9 +52,10 @@ td_status td_comm_rows_launch(const td_comm_rows *a, td_stream *stream);
 
 /* ---- meetings of ranks in recorded steps (comm_meet.cu) ---- */
 
-typedef struct {                           /* in device memory of the rank; starts as zeros */
-    uint64_t turn;                         /* meetings that it has left */
-    unsigned n_blocks;                     /* of a running kernel: have read what they need */
+typedef struct {       /* in device memory of the rank; starts as zeros */
+    uint64_t turn;     /* meetings that it has left */
+    uint64_t open;     /* the meeting that all have come to, for the other blocks of a kernel */
+    unsigned n_blocks; /* of a running kernel: have read what they need */
     uint64_t from[TD_CUDA_COMM_MAX_RANKS]; /* [r]: meetings that rank r has come to, by rank r */
 } td_comm_turns;
 

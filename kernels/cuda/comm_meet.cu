@@ -51,13 +51,12 @@ static __device__ void wait_for(const uint64_t *count, uint64_t turn, volatile i
     }
 }
 
-/* A thread for each rank, of which each other one is told, if `tells`, and waited for. */
-static __device__ inline void meet(const td_comm_meeting &m, uint64_t turn, bool tells)
+/* A thread for each rank, by which each other one is told and waited for. */
+static __device__ inline void meet(const td_comm_meeting &m, uint64_t turn)
 {
     const uint32_t r = threadIdx.x;
     if (r < m.n && r != m.rank) {
-        if (tells)
-            tell(&m.turns[r]->from[m.rank], turn);
+        tell(&m.turns[r]->from[m.rank], turn);
         wait_for(&m.turns[m.rank]->from[r], turn, m.stop, m.limit_ns);
     }
     __syncthreads();
@@ -67,13 +66,28 @@ __global__ void __launch_bounds__(TD_CUDA_COMM_MAX_RANKS) meet_kernel(td_comm_me
 {
     td_comm_turns *mine = m.turns[m.rank];
     const uint64_t turn = mine->turn + 1;
-    meet(m, turn, true);
+    meet(m, turn);
     if (threadIdx.x == 0)
         mine->turn = turn;
 }
 
-/* `parts` blocks to a source. Every block waits until the peers' bytes are there; the last one that
- * is done waits until the peers have read this rank's. */
+/* The first block meets the peers, and then lets the others go on: many blocks that look at
+ * page-locked memory hold each other up. */
+static __device__ inline void meet_in_first_block(const td_comm_meeting &m, uint64_t turn)
+{
+    uint64_t *open = &m.turns[m.rank]->open;
+    if (blockIdx.x == 0)
+        meet(m, turn);
+    if (threadIdx.x == 0 && blockIdx.x == 0)
+        tell(open, turn);
+    if (threadIdx.x == 0)
+        while (told(open) < turn) /* not without an end: the first block's wait has one */
+            ;
+    __syncthreads();
+}
+
+/* `parts` blocks to a source. They wait until the peers' bytes are there; the last one that is done
+ * waits until the peers have read this rank's. */
 __global__ void __launch_bounds__(THREADS)
     meet_gather_kernel(td_comm_meeting m, td_comm_sources from, unsigned parts, int64_t n_bytes,
                        unsigned char *recv)
@@ -82,7 +96,7 @@ __global__ void __launch_bounds__(THREADS)
     td_comm_turns *mine = m.turns[m.rank];
     const uint64_t turn = mine->turn + 1;
     const unsigned r = blockIdx.x / parts, part = blockIdx.x % parts;
-    meet(m, turn, blockIdx.x == 0);
+    meet_in_first_block(m, turn);
     td_copy(recv + r * n_bytes, from.p[r], n_bytes, (int)(part * THREADS + threadIdx.x),
             (int)(parts * THREADS));
     __syncthreads();
@@ -94,7 +108,7 @@ __global__ void __launch_bounds__(THREADS)
     __syncthreads();
     if (!is_last)
         return;
-    meet(m, turn + 1, true);
+    meet(m, turn + 1);
     if (threadIdx.x == 0) {
         mine->n_blocks = 0;
         mine->turn = turn + 1;
