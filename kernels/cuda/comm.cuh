@@ -54,7 +54,6 @@ td_status td_comm_rows_launch(const td_comm_rows *a, td_stream *stream);
 
 typedef struct {                           /* in device memory of the rank; starts as zeros */
     uint64_t turn;                         /* meetings that it has left */
-    unsigned n_blocks;                     /* of a running kernel: have read what they need */
     uint64_t from[TD_CUDA_COMM_MAX_RANKS]; /* [r]: meetings that rank r has come to, by rank r */
 } td_comm_turns;
 
@@ -69,10 +68,7 @@ typedef struct {
  * goes on; results are worthless once *stop is set. Each rank has a GPU of its own and launches it
  * as often as the others. */
 td_status td_comm_meet_launch(const td_comm_meeting *meeting, td_stream *stream);
-/* td_comm_gather_launch() between two meetings, in one kernel. */
-td_status td_comm_meet_gather_launch(const td_comm_meeting *meeting, const td_comm_sources *from,
-                                     size_t n_bytes, void *recv, td_stream *stream);
-/* Brings their code to the current GPU, so that a launch need not. */
+/* Brings its code to the current GPU, so that a launch need not. */
 cudaError_t td_comm_meet_load(void);
 
 td_status td_cuda_peer_create(const td_backend_comm_options *options, td_comm_group **out,

@@ -30,9 +30,7 @@ typedef struct { /* td_comm_head first */
     td_comm_head head;
     td_comm *host;
     cudaEvent_t ready, done;
-    /* In the running collective: it is part of a recorded step; its kernel then meets the peers'.
-     */
-    int recording, kernel_meets;
+    int recording; /* in the running collective, which is part of a recorded step */
     td_comm_meeting meeting;
 } peer_rank;
 
@@ -106,11 +104,9 @@ static td_status barrier(td_comm *comm)
 static td_status order(peer_rank *me, cudaEvent_t peer_rank::*event, td_stream *s)
 {
     peer_group *g = group_of(me->head.group);
-    td_status st = TD_OK;
-    if (!me->recording)
-        st = td_cuda_keep(s, "an event", cudaEventRecord(me->*event, s->stream));
-    else if (!me->kernel_meets)
-        st = td_comm_meet_launch(&me->meeting, s);
+    td_status st = me->recording
+                       ? td_comm_meet_launch(&me->meeting, s)
+                       : td_cuda_keep(s, "an event", cudaEventRecord(me->*event, s->stream));
     if (st == TD_OK)
         st = td_comm_barrier(me->host);
     for (uint32_t r = 0; r < g->c.head.n_ranks && st == TD_OK; r++)
@@ -159,13 +155,11 @@ static td_status all_gather(td_comm *comm, const void *send, size_t n_bytes, voi
     const uint32_t n = td_comm_n_ranks(comm);
     const peer_offer *all = NULL;
     td_comm_sources from = {};
-    me->kernel_meets = 1;
     td_status st = begin(me, {send, NULL, n_bytes, 0}, s, &all);
     for (uint32_t r = 0; r < n && st == TD_OK; r++)
         from.p[r] = all[r].send;
     if (st == TD_OK)
-        st = me->recording ? td_comm_meet_gather_launch(&me->meeting, &from, n_bytes, recv, s)
-                           : td_comm_gather_launch(&from, n, n_bytes, recv, s);
+        st = td_comm_gather_launch(&from, n, n_bytes, recv, s);
     return end(me, st, s);
 }
 
@@ -175,7 +169,6 @@ static td_status reduce_scatter_f32(td_comm *comm, const float *send, size_t n, 
     peer_rank *me = rank_of(comm);
     const peer_offer *all = NULL;
     td_comm_sources from = {};
-    me->kernel_meets = 0;
     td_status st = begin(me, {send, NULL, n, 0}, s, &all);
     for (uint32_t r = 0; r < td_comm_n_ranks(comm) && st == TD_OK; r++)
         from.p[r] = static_cast<const float *>(all[r].send) + me->head.rank * n;
@@ -193,7 +186,6 @@ static td_status all_to_all_rows(td_comm *comm, const void *send, const int32_t 
     const size_t block = cap_rows * row_bytes;
     td_comm_rows rows = {{},        {},   td_comm_n_ranks(comm), cap_rows,
                          row_bytes, recv, recv_counts,           group_of(me->head.group)->c.fault};
-    me->kernel_meets = 0;
     td_status st = begin(me, {send, send_counts, block, 0}, s, &all);
     for (uint32_t r = 0; r < rows.n && st == TD_OK; r++) {
         rows.from.p[r] = static_cast<const char *>(all[r].send) + me->head.rank * block;

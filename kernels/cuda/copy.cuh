@@ -5,22 +5,13 @@
 
 #define TD_COPY_THREADS 256
 
-/* Four pieces at a time are on their way: they may come from another GPU. */
 template <typename V>
 __device__ inline void td_copy_as(unsigned char *dst, const unsigned char *src, int64_t n_bytes,
                                   int first, int step)
 {
     const int64_t n = n_bytes / (int64_t)sizeof(V);
-    int64_t at = first;
-    for (; at + 3 * (int64_t)step < n; at += 4 * (int64_t)step) {
-        V piece[4];
-        for (int k = 0; k < 4; k++)
-            piece[k] = src == NULL ? V{} : ((const V *)src)[at + k * (int64_t)step];
-        for (int k = 0; k < 4; k++)
-            ((V *)dst)[at + k * (int64_t)step] = piece[k];
-    }
-    for (; at < n; at += step)
-        ((V *)dst)[at] = src == NULL ? V{} : ((const V *)src)[at];
+    for (int64_t i = first; i < n; i += step)
+        ((V *)dst)[i] = src == NULL ? V{} : ((const V *)src)[i];
     for (int64_t i = n * (int64_t)sizeof(V) + first; i < n_bytes; i += step)
         dst[i] = src == NULL ? 0 : src[i];
 }
