@@ -22,6 +22,10 @@ typedef struct {
     td_xfer_page pages[RIG_MAX_JOB];
 } rig_job;
 
+/* 2: shm, then tcp. 1 where ranges go from memory to memory (XFER_TEST_DIRECT): over tcp UCX
+ * emulates that, and aborts when a peer is gone in the middle; between GPUs it never goes that way.
+ */
+int rig_n_transports(void);
 void rig_init(rig *r, const char *transport);
 void rig_open(rig *r);
 void rig_close(rig *r);

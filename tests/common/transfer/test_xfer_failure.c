@@ -137,7 +137,7 @@ TEST(a_source_stopped_for_a_moment_goes_on)
 TEST(a_source_that_stays_stopped_is_lost)
 {
     static const char *const transports[] = {"shm", "tcp"};
-    for (int t = 0; t < 2; t++) {
+    for (int t = 0; t < rig_n_transports(); t++) {
         peer source;
         rig r;
         rig_job jobs[N_JOBS];
@@ -163,7 +163,7 @@ TEST(a_source_that_stays_stopped_is_lost)
 TEST(closing_a_link_ends_its_jobs_at_once)
 {
     static const char *const transports[] = {"shm", "tcp"};
-    for (int t = 0; t < 2; t++) {
+    for (int t = 0; t < rig_n_transports(); t++) {
         peer source;
         rig r;
         rig_job jobs[N_JOBS];
@@ -245,7 +245,7 @@ TEST(killed_readers_leave_the_source_unharmed_over_tcp)
 TEST(a_stopped_reader_costs_the_source_nothing_and_hurts_nobody)
 {
     static const char *const transports[] = {"shm", "tcp"};
-    for (int t = 0; t < 2; t++) {
+    for (int t = 0; t < rig_n_transports(); t++) {
         peer source, reader;
         rig r;
         rig_job j;
@@ -431,7 +431,7 @@ TEST(a_cancel_storm_leaves_no_late_byte_over_tcp)
 TEST(links_come_and_go_without_leaving_anything)
 {
     static const char *const transports[] = {"shm", "tcp"};
-    for (int t = 0; t < 2; t++) {
+    for (int t = 0; t < rig_n_transports(); t++) {
         peer source;
         rig r;
         rig_job j;
@@ -468,7 +468,7 @@ TEST(links_come_and_go_without_leaving_anything)
 TEST(destroying_with_everything_under_way_is_clean)
 {
     static const char *const transports[] = {"shm", "tcp"};
-    for (int t = 0; t < 2; t++) {
+    for (int t = 0; t < rig_n_transports(); t++) {
         for (int round = 0; round < 5; round++) {
             peer source;
             rig r;
