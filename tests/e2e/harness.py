@@ -9,7 +9,7 @@
             c.decode[0].kill()
             c.decode[0].start().wait_ready()
 
-    run([a_request_streams_text])        # argv: [--bin DIR] [--model DIR] [claim...]; one ctest may name one claim
+    run()        # argv: [--bin DIR] [--model DIR] [claim...]; every ctest names one claim
 
 A block that ends well ends at rest: every gauge of every daemon that runs and is not paused goes back to zero.
 Whatever happens, the daemons end: with the block, with the interpreter, and when it is killed (a shell holds a pipe).
@@ -17,9 +17,9 @@ Needs the standard library and grpcio (python3-grpcio, stubs by grpc_python_plug
 """
 import argparse
 import atexit
-import collections
 import contextlib
 import fcntl
+import inspect
 import os
 import random
 import shutil
@@ -535,10 +535,14 @@ def arguments():
     return parser
 
 
-def run(claims, parser=None):
-    """Calls each function of claims (or those that argv names) with the parsed arguments; exits 1 if one failed."""
-    args = (parser or arguments()).parse_args()
-    by_name = collections.OrderedDict((c.__name__, c) for c in claims)
+def run():
+    """Calls each claim of the script that runs (or those that argv names), `def claim(args)` without a leading underscore
+    as in CMakeLists.txt, with the parsed arguments; exits 1 if one failed."""
+    args = arguments().parse_args()
+    main = sys.modules["__main__"]
+    by_name = {name: f for name, f in vars(main).items()
+               if inspect.isfunction(f) and f.__module__ == "__main__" and not name.startswith("_") and
+               list(inspect.signature(f).parameters) == ["args"]}
     unknown = [name for name in args.claims if name not in by_name]
     if unknown:
         sys.exit("no such claim: %s; there are: %s" % (", ".join(unknown), ", ".join(by_name)))

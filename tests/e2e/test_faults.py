@@ -6,7 +6,7 @@ import time
 
 import grpc
 
-from harness import Cluster, admin_pb2, arguments, is_sanitized, run, skip
+from harness import Cluster, admin_pb2, is_sanitized, run, skip
 from reference import continuation, prompt_ids
 
 GREEDY = dict(temperature=0, ignore_eos=True)
@@ -353,18 +353,4 @@ def a_drained_worker_finishes_what_runs_and_takes_nothing_new(args):
 
 
 if __name__ == "__main__":
-    run([a_page_damaged_once_is_fetched_again_and_the_text_is_unchanged,
-         a_page_damaged_twice_fails_the_request_and_is_named,
-         a_hidden_state_damaged_twice_is_named_as_such,
-         a_storm_of_cancels_leaves_the_others_unchanged,
-         a_killed_prefill_costs_a_request_that_has_not_streamed_nothing,
-         a_killed_decode_costs_a_request_that_has_not_streamed_nothing,
-         a_stopped_prefill_costs_a_request_that_has_not_streamed_nothing,
-         a_stopped_decode_costs_a_request_that_has_not_streamed_nothing,
-         a_stream_whose_decode_dies_ends_unavailable_within_two_seconds,
-         without_another_pair_a_lost_worker_ends_the_request_unavailable,
-         a_prefill_that_dies_after_the_pages_are_drawn_is_not_missed,
-         a_stopped_worker_is_noticed_within_the_heartbeats_deadline,
-         a_late_write_into_a_free_page_fails_the_daemons_exit,
-         pages_travel_while_later_layers_compute,
-         a_drained_worker_finishes_what_runs_and_takes_nothing_new], arguments())
+    run()

@@ -10,7 +10,7 @@ import time
 
 import grpc
 
-from harness import Cluster, arguments, inference_pb2, is_sanitized, make_request, open_channel, run
+from harness import Cluster, inference_pb2, is_sanitized, make_request, open_channel, run
 from reference import prompt_ids
 from tandem.v1 import decode_pb2, decode_pb2_grpc, prefill_pb2, prefill_pb2_grpc
 
@@ -450,11 +450,4 @@ def a_decode_daemon_forgets_prefill_daemons_that_it_does_not_need(args):
 
 
 if __name__ == "__main__":
-    run([a_client_that_does_not_read_is_cut_off_and_everything_else_goes_on,
-         a_draining_router_waits_for_the_last_bytes_to_be_read,
-         broken_bytes_at_every_port_are_refused_while_requests_run,
-         calls_that_let_go_of_requests_never_wait_behind_requests,
-         oversize_and_malformed_messages_are_refused_at_every_daemon,
-         hostile_numbers_are_refused_by_the_workers_themselves,
-         a_lying_prefill_hurts_only_its_own_request,
-         a_decode_daemon_forgets_prefill_daemons_that_it_does_not_need], arguments())
+    run()

@@ -4,7 +4,7 @@ import itertools
 import os
 import random
 
-from harness import (Cluster, Daemon, Request, admin_pb2, admin_pb2_grpc, arguments, inference_pb2_grpc, is_sanitized,
+from harness import (Cluster, Daemon, Request, admin_pb2, admin_pb2_grpc, inference_pb2_grpc, is_sanitized,
                      make_request, run)
 from pairwise import cover
 from reference import continuation, prompt_ids
@@ -168,5 +168,4 @@ def all_settings_equal_one_process_b(args):
 
 
 if __name__ == "__main__":
-    run([every_pair_of_settings_equals_one_process_a, every_pair_of_settings_equals_one_process_b,
-         all_settings_equal_one_process_a, all_settings_equal_one_process_b], arguments())
+    run()

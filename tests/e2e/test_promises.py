@@ -10,7 +10,7 @@ import time
 
 import grpc
 
-from harness import Cluster, arguments, inference_pb2, is_sanitized, run
+from harness import Cluster, inference_pb2, is_sanitized, run
 from reference import prompt_ids
 from tandem.v1 import decode_pb2, decode_pb2_grpc
 
@@ -345,19 +345,4 @@ def a_model_without_tokenizer_serves_token_ids_only(args):
 
 
 if __name__ == "__main__":
-    run([a_seeded_request_gives_the_same_text_alone_and_in_a_crowd,
-         sampling_with_drafts_has_the_distribution_without_them,
-         a_seeded_text_does_not_depend_on_the_number_of_drafts,
-         stop_strings_stop_ids_min_tokens_and_length_end_a_request,
-         max_tokens_left_out_is_the_default_cut_at_the_contexts_end,
-         a_request_without_room_waits_then_is_refused_and_one_that_never_fits_is_refused_at_once,
-         a_request_is_admitted_up_to_the_last_token_that_fits,
-         bad_input_is_refused_with_a_reason_and_nothing_else_suffers,
-         mismatched_checkpoints_are_refused_and_the_differing_fields_shown,
-         the_draft_layers_input_changes_the_drafts_but_not_the_text,
-         a_listen_address_beyond_loopback_needs_a_word,
-         a_wildcard_address_works_for_decode_and_is_refused_for_prefill_before_the_weights_are_read,
-         an_idle_daemon_uses_less_than_one_percent_of_a_core,
-         a_models_text_is_not_in_the_logs,
-         ready_is_said_when_the_weights_are_loaded_and_not_before,
-         a_model_without_tokenizer_serves_token_ids_only], arguments())
+    run()

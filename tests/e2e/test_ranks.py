@@ -2,7 +2,7 @@
 a crowd, with drafts and without; and requests that end in the middle leave nothing behind."""
 import time
 
-from harness import Cluster, arguments, is_sanitized, run
+from harness import Cluster, is_sanitized, run
 from reference import continuation, prompt_ids
 
 N_NEW = 24
@@ -58,5 +58,4 @@ def requests_that_end_early_leave_the_ranks_in_step(args):
 
 
 if __name__ == "__main__":
-    run([a_decoder_on_several_ranks_continues_as_one_process_does, requests_that_end_early_leave_the_ranks_in_step],
-        arguments())
+    run()

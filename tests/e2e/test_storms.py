@@ -6,7 +6,7 @@ import time
 
 import grpc
 
-from harness import Cluster, arguments, is_sanitized, run
+from harness import Cluster, is_sanitized, run
 from reference import prompt_ids
 
 GREEDY = dict(temperature=0, ignore_eos=True)
@@ -235,12 +235,4 @@ def two_clients_may_choose_the_same_request_id(args):
 
 
 if __name__ == "__main__":
-    run([kills_and_stops_in_mid_transfer_change_no_surviving_text_over_shm,
-         kills_and_stops_in_mid_transfer_change_no_surviving_text_over_tcp,
-         a_stopped_decode_loses_its_lease_and_nothing_leaks,
-         a_prefill_that_was_stopped_itself_does_not_end_its_leases_at_once,
-         a_cancelled_request_gives_its_served_pages_back_at_once,
-         a_draining_prefill_keeps_its_pages_until_they_are_drawn,
-         every_daemon_drains_while_requests_run,
-         a_router_that_was_stopped_does_not_blame_its_workers,
-         two_clients_may_choose_the_same_request_id], arguments())
+    run()

@@ -302,8 +302,4 @@ def tandemctl_speaks_to_the_real_daemons(args):
         assert call("status")[0] == 3
 
 
-run([generate_takes_text_or_ids, sampling_fields_are_honoured, text_may_hold_nul, a_cancelled_stream_frees_everything,
-     a_deadline_is_kept, metadata_names_the_request, invalid_arguments_are_refused_with_the_reason,
-     what_can_never_fit_is_refused_with_the_numbers, the_protocol_s_own_refusals, health_is_checked_and_watched,
-     reflection_v1alpha_lists_and_finds, reflection_v1_lists_and_finds, many_requests_on_many_channels,
-     a_draining_router_finishes_and_refuses, tandemctl_speaks_to_the_real_daemons])
+run()
