@@ -6,6 +6,8 @@
 
 #include <string.h>
 
+#define UCX_MINOR 22
+
 static td_status open_checks(td_engine *engine, td_err *err)
 {
     const td_xfer_config *config = &engine->config;
@@ -29,7 +31,16 @@ static td_status open_checks(td_engine *engine, td_err *err)
     return st;
 }
 
-/* Whether UCX can: it says so, and it takes the pool. */
+/* 1.16 crashes a reader whose fetch ends with its endpoint (rndv_rtr.c invalidates memory that is
+ * registered by hand), and what lies between was not tried. */
+static int is_new_enough(void)
+{
+    unsigned major, minor, release;
+    ucp_get_version(&major, &minor, &release);
+    return major > 1 || (major == 1 && minor >= UCX_MINOR);
+}
+
+/* Whether UCX can: it is new enough, it says so, and it takes the pool. */
 static td_status try_ucx(td_engine *engine, td_err *err)
 {
     const td_xfer_region *region = &engine->regions[TD_XFER_PAGES];
@@ -38,6 +49,9 @@ static td_status try_ucx(td_engine *engine, td_err *err)
     if (!engine->ucx.has_gpu)
         return td_fail(err, TD_UNSUPPORTED, "ucx %s has no transport for GPU memory",
                        ucp_get_version_string());
+    if (!is_new_enough())
+        return td_fail(err, TD_UNSUPPORTED, "ucx %s is older than 1.%d, which bears broken fetches",
+                       ucp_get_version_string(), UCX_MINOR);
     return td_ucx_register(&engine->ucx, region->base, region->n_slots * region->stride, err);
 }
 

@@ -30,6 +30,9 @@ static inline uint64_t peer_word(uint32_t region, uint32_t slot, uint64_t i)
 }
 void peer_fill(unsigned char *slot_bytes, uint32_t region, uint32_t slot, uint64_t n_bytes);
 
+/* Skips the test where UCX is older than XFER_TEST_UCX_MINOR asks for; peers and readers do so when
+ * they are made. */
+void peer_need_ucx(void);
 /* Aborts the test when the other process does not come up. listen: NULL is any port of loopback. */
 void peer_start_source(peer *p, const char *transport, const char *incarnation, const char *listen);
 /* Draws from source over and over, checking contents, until it is killed; returns when its first

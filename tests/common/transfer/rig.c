@@ -15,6 +15,7 @@ int rig_n_transports(void)
 
 void rig_init(rig *r, const char *transport)
 {
+    peer_need_ucx();
     memset(r, 0, sizeof(*r));
     r->rng = 20240601;
     td_xfer_config_init(&r->config);
