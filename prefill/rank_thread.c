@@ -85,15 +85,11 @@ static td_status checksum(td_rank_thread *t, uint32_t first_layer, uint32_t last
     td_stream *stream = td_device_stream(t->self.device);
     int32_t *ids = (int32_t *)crc; /* same size; ids are read before sums are written */
     uint32_t n = own_pages(t, ids);
-    td_page_crc_args args = {.base = t->self.slab.base,
-                             .pages = t->page_ids,
-                             .crc = t->page_crc,
-                             .page_stride = t->self.slab.page_stride,
-                             .n = (int)n};
-    td_kv_layout_range(t->options.layout, first_layer, last_layer, &args.offset, &args.n_bytes);
+    uint64_t offset, n_bytes;
+    td_kv_layout_range(t->options.layout, first_layer, last_layer, &offset, &n_bytes);
     td_status st = td_stream_write(stream, t->page_ids, ids, n * sizeof(*ids));
     if (st == TD_OK)
-        st = t->self.ops->page_crc(&args, stream);
+        st = td_rank_page_crc(&t->self, stream, t->page_ids, n, offset, n_bytes, t->page_crc);
     if (st == TD_OK)
         st = td_stream_read(stream, crc, t->page_crc, n * sizeof(*crc));
     if (st == TD_OK)
