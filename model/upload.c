@@ -11,39 +11,40 @@
 
 #define MAX_THREADS 64
 #define DEFAULT_THREADS 16
-#define DEFAULT_BYTES ((size_t)4 << 20)
+#define DEFAULT_BYTES ((size_t)8 << 20)
 #define DEFAULT_PATIENCE_MS 120000
-#define MAX_PIECES 64 /* of a batch */
+#define PIECE_BYTES ((size_t)1 << 20) /* what a reader takes at a time, unless a row is longer */
+#define MAX_PIECES 64                 /* of a batch */
 #define N_BATCHES 256 /* written down ahead: allocating takes its time, and readers have work */
-#define N_BUFFERS 2   /* of a reader */
+#define N_BUFFERS 5   /* one or two are being filled, one is copied, the next stands behind it */
 #define ALIGN 64
 
 typedef struct { /* what becomes one stretch of a buffer */
     td_upload_part part;
     size_t at, n_bytes;
+    int goes_on; /* the piece before it ends where this one begins, in the part's memory, too */
 } piece;
 
-/* What goes through one buffer: the engine thread writes it down and submits it, a reader fills a
- * buffer with it and has that copied. */
+/* What goes through one buffer: the engine thread writes it down and submits it, readers fill a
+ * buffer with its pieces, and the one that is the last to be done has that copied. */
 typedef struct {
     piece pieces[MAX_PIECES];
     uint32_t n_pieces;
+    uint32_t n_given, n_filled; /* under the lock: pieces that readers took, and were done with */
     size_t used;
     int done; /* under the lock: its copies are enqueued, or it failed */
 } batch;
 
-/* Its buffers, streams and events are its own: what it filled stays in its core's cache until it
- * is copied, and no other thread has to wake up for that. */
+enum { ABSENT, COMING, FREE, FILLING, COPYING };
+
+/* Batch i goes through buffer i % N_BUFFERS. Readers share them, so that few suffice for long
+ * copies, without gaps between them, of what still stands in the CPU's caches. */
 typedef struct {
-    struct td_upload *upload;
-    pthread_t thread;
-    td_stream *stream;
-    unsigned char
-        *buffers[N_BUFFERS];     /* page-locked; by the reader itself: it takes milliseconds */
-    td_event *copied[N_BUFFERS]; /* recorded behind a buffer's copies, when `copying` */
-    int copying[N_BUFFERS];
-    uint32_t next;
-} reader;
+    unsigned char *memory; /* page-locked; by its first reader: it takes milliseconds */
+    td_stream *stream;     /* of its copies, one reader at a time */
+    td_event *copied;      /* recorded behind them */
+    int state;             /* under the lock */
+} buffer;
 
 struct td_upload {
     td_device *device;
@@ -54,58 +55,35 @@ struct td_upload {
     batch *ring;        /* [N_BATCHES] */
     int fresh;          /* memory was allocated: its zeros may be under way */
     uint64_t submitted; /* written by the engine thread under the lock */
-    uint64_t taken;     /* by readers; under the lock */
+    uint64_t taken;     /* batches whose pieces are all given; under the lock */
     int stop;           /* under the lock */
-    td_status st;       /* under the lock: of the batch that failed first */
+    td_status st;       /* under the lock: of the piece that failed first */
     td_err err;
     pthread_mutex_t lock;
     pthread_cond_t work, done;
-    reader readers[MAX_THREADS];
-    uint32_t n_readers, n_threads; /* that have what they need; that were started */
-    uint32_t n_ready;              /* under the lock: that have their buffers, or failed */
+    buffer buffers[N_BUFFERS];
+    pthread_t readers[MAX_THREADS];
+    uint32_t n_readers;
 };
 
 /* ---- readers ---- */
 
-/* Has a filled buffer copied, piece by piece: pieces that lie side by side may lie in different
- * allocations, and no copy may go over the end of one. */
-static td_status copy(reader *r, const batch *b, uint32_t k, td_err *err)
+/* Has a filled buffer copied, in one go what lies in one piece on the device, too: no copy may go
+ * over the end of an allocation. */
+static td_status copy(const buffer *to, const batch *b, td_err *err)
 {
     td_status st = TD_OK;
-    for (uint32_t i = 0; i < b->n_pieces && st == TD_OK; i++)
-        st = td_stream_write(r->stream, b->pieces[i].part.dst, r->buffers[k] + b->pieces[i].at,
-                             b->pieces[i].n_bytes);
+    for (uint32_t i = 0, next; i < b->n_pieces && st == TD_OK; i = next) {
+        size_t n = b->pieces[i].n_bytes;
+        for (next = i + 1; next < b->n_pieces && b->pieces[next].goes_on; next++)
+            n += b->pieces[next].n_bytes;
+        st = td_stream_write(to->stream, b->pieces[i].part.dst, to->memory + b->pieces[i].at, n);
+    }
     if (st == TD_OK)
-        st = td_event_record(r->copied[k], r->stream);
-    r->copying[k] = st == TD_OK;
+        st = td_event_record(to->copied, to->stream);
     return st == TD_OK ? TD_OK
                        : td_fail(err, st, "tensor %s: copying it to the device",
                                  b->pieces[0].part.m.w->name);
-}
-
-static td_status carry(reader *r, const batch *b, td_err *err)
-{
-    const td_upload *u = r->upload;
-    uint32_t k = r->next++ % N_BUFFERS;
-    td_status st = TD_OK;
-    if (r->copying[k])
-        st = td_event_wait(r->copied[k], r->stream, err);
-    r->copying[k] = 0;
-    for (uint32_t i = 0; i < b->n_pieces && st == TD_OK; i++)
-        st = td_upload_fill(&b->pieces[i].part, u->e4m3, r->buffers[k] + b->pieces[i].at, err);
-    return st == TD_OK ? copy(r, b, k, err) : st;
-}
-
-static td_status alloc_buffers(reader *r, td_err *err)
-{
-    const td_upload *u = r->upload;
-    td_status st = td_device_bind(u->device, err);
-    for (uint32_t k = 0; k < N_BUFFERS && st == TD_OK; k++) {
-        void *memory = NULL;
-        st = td_device_alloc_host(u->device, u->buffer_bytes, &memory, err);
-        r->buffers[k] = memory;
-    }
-    return st;
 }
 
 /* Under the lock. */
@@ -117,29 +95,76 @@ static void note(td_upload *u, td_status st, const td_err *err)
     }
 }
 
-static void *read_batches(void *arg)
+/* A buffer gets its memory, or its copies are waited for; called under the lock, which is let go
+ * meanwhile. Readers that wait for the same copies each do so themselves: nobody has to be woken
+ * up. One that comes back late finds that the others went on. */
+static void prepare(td_upload *u, buffer *to)
 {
-    reader *r = arg;
-    td_upload *u = r->upload;
+    const uint64_t batch_no = u->taken;
+    const int make = to->state == ABSENT;
+    void *memory = NULL;
     td_err err = {0};
-    td_status st = alloc_buffers(r, &err);
+    if (make)
+        to->state = COMING;
+    pthread_mutex_unlock(&u->lock);
+    td_status st = make ? td_device_alloc_host(u->device, u->buffer_bytes, &memory, &err)
+                        : td_event_wait(to->copied, to->stream, &err);
     pthread_mutex_lock(&u->lock);
     note(u, st, &err);
-    u->n_ready++;
+    if (make)
+        to->memory = memory;
+    if (make || (u->taken == batch_no && to->state == COPYING))
+        to->state = FREE;
+    if (make)
+        pthread_cond_broadcast(&u->work);
+}
+
+/* One piece of a batch, and the copies when it was the last; called under the lock, which is let go
+ * meanwhile. After an error, whoever's, nothing is read or copied any more. */
+static void fill(td_upload *u, batch *b, buffer *to)
+{
+    const piece *p = &b->pieces[b->n_given++];
+    td_status st = u->st;
+    td_err err = {0};
+    to->state = FILLING;
+    u->taken += b->n_given == b->n_pieces;
+    pthread_mutex_unlock(&u->lock);
+    if (st == TD_OK)
+        st = td_upload_fill(&p->part, u->e4m3, to->memory + p->at, &err);
+    pthread_mutex_lock(&u->lock);
+    note(u, st, &err);
+    if (++b->n_filled < b->n_pieces)
+        return;
+    st = u->st;
+    pthread_mutex_unlock(&u->lock);
+    if (st == TD_OK)
+        st = copy(to, b, &err);
+    pthread_mutex_lock(&u->lock);
+    note(u, st, &err);
+    to->state = st == TD_OK ? COPYING : FREE;
+    b->done = 1;
     pthread_cond_signal(&u->done);
+    pthread_cond_broadcast(&u->work);
+}
+
+static void *read_pieces(void *arg)
+{
+    td_upload *u = arg;
+    td_err err = {0};
+    td_status st = td_device_bind(u->device, &err);
+    pthread_mutex_lock(&u->lock);
+    note(u, st, &err);
     while (!u->stop) {
-        if (u->taken == u->submitted) {
+        batch *b = &u->ring[u->taken % N_BATCHES];
+        buffer *to = &u->buffers[u->taken % N_BUFFERS];
+        if (u->taken == u->submitted)
             pthread_cond_wait(&u->work, &u->lock); /* until there is some, or stop */
-            continue;
-        }
-        batch *b = &u->ring[u->taken++ % N_BATCHES];
-        pthread_mutex_unlock(&u->lock);
-        if (st == TD_OK)
-            st = carry(r, b, &err);
-        pthread_mutex_lock(&u->lock);
-        note(u, st, &err);
-        b->done = 1;
-        pthread_cond_signal(&u->done);
+        else if (b->n_given > 0 || to->state == FREE)
+            fill(u, b, to);
+        else if (to->state == ABSENT || to->state == COPYING)
+            prepare(u, to);
+        else
+            pthread_cond_wait(&u->work, &u->lock); /* another reader is at it */
     }
     pthread_mutex_unlock(&u->lock);
     return NULL;
@@ -147,28 +172,20 @@ static void *read_batches(void *arg)
 
 /* ---- the engine thread ---- */
 
-static int is_there(const td_upload *u, const batch *b)
-{
-    return b != NULL ? b->done : u->n_ready == u->n_threads;
-}
-
-/* Until the batch is done (NULL: all readers have begun), or something failed. */
+/* Until the batch is done, or something failed. */
 static td_status wait_for(td_upload *u, const batch *b, td_err *err)
 {
     int64_t deadline = td_now_ns() + u->patience_ms * TD_NS_PER_MS;
     struct timespec at = {deadline / TD_NS_PER_S, deadline % TD_NS_PER_S};
     int late = 0;
     pthread_mutex_lock(&u->lock);
-    while (!is_there(u, b) && u->st == TD_OK && !late)
+    while (!b->done && u->st == TD_OK && !late)
         late = pthread_cond_timedwait(&u->done, &u->lock, &at) != 0;
     td_status st = u->st;
-    int done = is_there(u, b);
+    int done = b->done;
     pthread_mutex_unlock(&u->lock);
     if (st < 0)
         return td_fail(err, st, "%s", u->err.text);
-    if (!done && b == NULL)
-        return td_fail(err, TD_DEADLINE, "weights: readers did not begin within %lld ms",
-                       (long long)u->patience_ms);
     return done ? TD_OK
                 : td_fail(err, TD_DEADLINE, "tensor %s was not read within %lld ms",
                           b->pieces[0].part.m.w->name, (long long)u->patience_ms);
@@ -183,14 +200,14 @@ static td_status submit(td_upload *u, td_err *err)
     u->fresh = 0;
     pthread_mutex_lock(&u->lock);
     u->submitted++;
-    pthread_cond_signal(&u->work);
+    pthread_cond_broadcast(&u->work);
     pthread_mutex_unlock(&u->lock);
     batch *b = &u->ring[u->submitted % N_BATCHES];
     if (u->submitted >= N_BATCHES)
         st = wait_for(u, b, err);
     if (st == TD_OK) {
         b->done = 0;
-        b->n_pieces = 0;
+        b->n_pieces = b->n_given = b->n_filled = 0;
         b->used = 0;
     }
     return st;
@@ -206,13 +223,16 @@ static size_t place(const batch *b, const td_upload_part *part)
     return goes_on ? b->used : (b->used + ALIGN - 1) / ALIGN * ALIGN;
 }
 
-/* The first n rows of what dst gets, of row_bytes each. */
-static void append(batch *b, td_upload_part *rest, int32_t n, size_t row_bytes)
+/* The first n rows of what dst gets, of row_bytes each; `begins`: no piece of this part came
+ * before.
+ */
+static void append(batch *b, td_upload_part *rest, int begins, int32_t n, size_t row_bytes)
 {
     piece *p = &b->pieces[b->n_pieces];
     p->at = place(b, rest);
     p->n_bytes = (size_t)n * row_bytes;
     p->part = *rest;
+    p->goes_on = !begins && b->n_pieces > 0;
     int32_t *lo = rest->turned ? &rest->cut.col_lo : &rest->cut.row_lo;
     int32_t *hi = rest->turned ? &p->part.cut.col_hi : &p->part.cut.row_hi;
     *lo += n;
@@ -239,13 +259,14 @@ td_status td_upload_add(td_upload *u, const td_upload_part *part, td_err *err)
     if (row_bytes > u->buffer_bytes)
         return td_fail(err, TD_UNSUPPORTED, "tensor %s: rows of %zu bytes", rest.m.w->name,
                        row_bytes);
+    size_t most = row_bytes < PIECE_BYTES ? PIECE_BYTES / row_bytes : 1;
     while (st == TD_OK && c->row_lo < c->row_hi && c->col_lo < c->col_hi) {
         batch *b = &u->ring[u->submitted % N_BATCHES];
         size_t at = place(b, &rest), room = at < u->buffer_bytes ? u->buffer_bytes - at : 0;
         size_t left = (size_t)(rest.turned ? c->col_hi - c->col_lo : c->row_hi - c->row_lo);
         size_t n = room / row_bytes < left ? room / row_bytes : left;
         if (n > 0 && b->n_pieces < MAX_PIECES)
-            append(b, &rest, (int32_t)n, row_bytes);
+            append(b, &rest, rest.dst == part->dst, (int32_t)(n < most ? n : most), row_bytes);
         else
             st = submit(u, err);
     }
@@ -255,36 +276,26 @@ td_status td_upload_add(td_upload *u, const td_upload_part *part, td_err *err)
 td_status td_upload_finish(td_upload *u, td_err *err)
 {
     td_status st = u->ring[u->submitted % N_BATCHES].n_pieces > 0 ? submit(u, err) : TD_OK;
-    if (st == TD_OK)
-        st = wait_for(u, NULL, err);
     uint64_t oldest = u->submitted >= N_BATCHES ? u->submitted - N_BATCHES + 1 : 0;
     for (uint64_t i = oldest; i < u->submitted && st == TD_OK; i++)
         st = wait_for(u, &u->ring[i % N_BATCHES], err);
-    for (uint32_t i = 0; i < u->n_readers && st == TD_OK; i++) /* they are idle */
-        st = td_stream_sync(u->readers[i].stream, err);
+    for (uint32_t i = 0; i < N_BUFFERS && st == TD_OK; i++) /* readers are idle */
+        st = td_stream_sync(u->buffers[i].stream, err);
     return st;
 }
 
-static td_status open_reader(td_upload *u, uint32_t i, td_err *err)
-{
-    reader *r = &u->readers[i];
-    r->upload = u;
-    u->n_readers++;
-    td_status st = td_device_open_stream(u->device, &r->stream, err);
-    for (uint32_t k = 0; k < N_BUFFERS && st == TD_OK; k++)
-        st = td_event_create(u->device, &r->copied[k], err);
-    return st;
-}
-
-/* Batches, and all that n readers have but their threads and what these make. */
-static td_status alloc_all(td_upload *u, uint32_t n, td_err *err)
+/* Batches, and all that buffers have but their memory. */
+static td_status alloc_all(td_upload *u, td_err *err)
 {
     td_status st = TD_OK;
     u->ring = calloc(N_BATCHES, sizeof(*u->ring));
     if (u->ring == NULL)
         return td_fail(err, TD_NOMEM, "weights: no memory for what is to be read");
-    for (uint32_t i = 0; i < n && st == TD_OK; i++)
-        st = open_reader(u, i, err);
+    for (uint32_t i = 0; i < N_BUFFERS && st == TD_OK; i++) {
+        st = td_device_open_stream(u->device, &u->buffers[i].stream, err);
+        if (st == TD_OK)
+            st = td_event_create(u->device, &u->buffers[i].copied, err);
+    }
     return st;
 }
 
@@ -322,12 +333,12 @@ td_status td_upload_create(td_device *device, const td_upload_options *o, td_upl
         free(u);
         return st;
     }
-    st = alloc_all(u, n, err);
+    st = alloc_all(u, err);
     for (uint32_t i = 0; i < n && st == TD_OK; i++) {
-        if (pthread_create(&u->readers[i].thread, NULL, read_batches, &u->readers[i]) != 0)
+        if (pthread_create(&u->readers[i], NULL, read_pieces, u) != 0)
             st = td_fail(err, TD_NOMEM, "weights: cannot start a reader");
         else
-            u->n_threads++;
+            u->n_readers++;
     }
     if (st == TD_OK)
         *out = u;
@@ -344,15 +355,13 @@ void td_upload_destroy(td_upload *u)
     u->stop = 1;
     pthread_cond_broadcast(&u->work);
     pthread_mutex_unlock(&u->lock);
-    for (uint32_t i = 0; i < u->n_threads; i++)
-        pthread_join(u->readers[i].thread, NULL);
-    for (uint32_t i = 0; i < u->n_readers; i++) {
-        reader *r = &u->readers[i];
-        td_device_close_stream(r->stream); /* waits for copies that are under way */
-        for (uint32_t k = 0; k < N_BUFFERS; k++) {
-            td_event_destroy(u->device, r->copied[k]);
-            td_device_free_host(u->device, r->buffers[k]);
-        }
+    for (uint32_t i = 0; i < u->n_readers; i++)
+        pthread_join(u->readers[i], NULL);
+    for (uint32_t i = 0; i < N_BUFFERS; i++) {
+        buffer *b = &u->buffers[i];
+        td_device_close_stream(b->stream); /* waits for copies that are under way */
+        td_event_destroy(u->device, b->copied);
+        td_device_free_host(u->device, b->memory);
     }
     free(u->ring);
     pthread_cond_destroy(&u->work);

@@ -1,6 +1,6 @@
 /* upload.h - private to model/: parts of a checkpoint's tensors into device memory. Reader threads
- * read (or make) and convert them into page-locked buffers and have these copied to the device,
- * each on a stream of its own; the engine thread runs ahead and allocates. Everything here is the
+ * read (or make) and convert them into page-locked buffers, a piece each, and have these copied to
+ * the device as they get full; the engine thread runs ahead and allocates. Everything here is the
  * engine thread's to call. */
 #ifndef TD_MODEL_UPLOAD_H
 #define TD_MODEL_UPLOAD_H
@@ -30,8 +30,8 @@ typedef struct {
 
 typedef struct {
     uint32_t n_threads;  /* readers; 0: one per CPU, at most 16 */
-    size_t buffer_bytes; /* of each of 2 * n_threads; a row must fit; 0: 4 MiB */
-    int64_t patience_ms; /* longest wait for a reader's next buffer; 0: two minutes */
+    size_t buffer_bytes; /* of each of five; a row must fit; 0: 8 MiB */
+    int64_t patience_ms; /* longest wait for a buffer that readers fill; 0: two minutes */
 } td_upload_options;
 
 typedef struct td_upload td_upload;

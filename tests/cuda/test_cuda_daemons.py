@@ -13,6 +13,8 @@ import concurrent.futures
 import json
 import os
 import pathlib
+import random
+import signal
 import socket
 import subprocess
 import sys
@@ -24,6 +26,7 @@ FOLDERS = {"tandem-router": "router", "tandem-prefill": "prefill", "tandem-decod
 N_NEW = 120
 READY_S, ANSWER_S, END_S = 60, 60, 20
 SKIP = 77
+UNAVAILABLE = 8  # tandemctl's status
 
 
 def program(name):
@@ -44,35 +47,51 @@ def free_ports(n):
 
 
 class Cluster:
-    """Three daemons; `with` ends them, and looks whether they ended well. prefill, decode: options of one of them."""
+    """A router and workers; `with` ends them, and looks whether they ended well. prefill, decode: options of those."""
 
-    def __init__(self, backend, *common, drafts=0, prefill=(), decode=()):
-        ports = free_ports(6)
+    def __init__(self, backend, *common, drafts=0, prefill=(), decode=(), n_each=1):
+        ports = free_ports(2 + 4 * n_each)
         at = [f"127.0.0.1:{p}" for p in ports]
         model = ["--model", str(ARGS.model)]
         worker = model + ["--backend", backend, "--gpu", str(ARGS.gpu), "--kv-pages", "512",
                           *common]
         if backend == "cuda":
             worker += ["--kv-path", ARGS.kv_path]
-        self.router, self.admins = at[0], ports[3:]
+        self.router = at[0]
         self.logs = tempfile.TemporaryDirectory()
-        self.processes = {}
-        self.start("tandem-prefill", *worker, "--listen", at[1], "--admin", at[4], "--chunk", "256", *prefill)
-        self.start("tandem-decode", *worker, "--listen", at[2], "--admin", at[5], "--drafts", str(drafts),
-                   *decode)
-        self.start("tandem-router", *model, "--listen", at[0], "--admin", at[3], "--prefill-workers", at[1],
-                   "--decode-workers", at[2])
+        self.processes, self.commands = {}, {}
+        addresses = iter(at[2:])
+        prefills, decodes = [], []
+        for i in range(n_each):
+            prefills.append(next(addresses))
+            self.start(f"tandem-prefill.{i}", *worker, "--listen", prefills[-1], "--admin", next(addresses),
+                       "--chunk", "256", *prefill)
+            decodes.append(next(addresses))
+            self.start(f"tandem-decode.{i}", *worker, "--listen", decodes[-1], "--admin", next(addresses),
+                       "--drafts", str(drafts), *decode)
+        self.start("tandem-router", *model, "--listen", at[0], "--admin", at[1], "--prefill-workers",
+                   ",".join(prefills), "--decode-workers", ",".join(decodes))
 
     def log(self, name):
         return pathlib.Path(self.logs.name) / f"{name}.log"
 
     def start(self, name, *args):
-        with open(self.log(name), "w") as log:
-            self.processes[name] = subprocess.Popen([program(name), *args], stdout=log, stderr=log)
+        """With the options it had before, if none are given."""
+        if args:
+            self.commands[name] = [program(name.split(".")[0]), *args]
+        with open(self.log(name), "a") as log:
+            self.processes[name] = subprocess.Popen(self.commands[name], stdout=log, stderr=log)
 
-    def __enter__(self):
+    def is_ready(self):
+        """The router and every worker."""
+        done = subprocess.run([program("tandemctl"), "--router", self.router, "--json", "status"],
+                              capture_output=True, text=True)
+        workers = json.loads(done.stdout)["workers"] if done.returncode == 0 else []
+        return len(workers) == len(self.processes) - 1 and all(w["reachable"] and w["status"]["state"] == "ready" for w in workers)
+
+    def wait_ready(self):
         end = time.monotonic() + READY_S
-        while subprocess.run([program("tandemctl"), "--router", self.router, "health"], capture_output=True).returncode:
+        while not self.is_ready():
             dead = [n for n, p in self.processes.items() if p.poll() is not None]
             if dead or time.monotonic() > end:
                 self.__exit__(None, None, None)
@@ -80,9 +99,12 @@ class Cluster:
             time.sleep(0.1)
         return self
 
+    def __enter__(self):
+        return self.wait_ready()
+
     def kv_paths(self):
         """What the workers' logs say: {"direct"}."""
-        logs = self.log("tandem-prefill").read_text() + self.log("tandem-decode").read_text()
+        logs = "".join(self.log(name).read_text() for name in self.processes)
         return {word[3:] for word in logs.split() if word.startswith("kv=")}
 
     def __exit__(self, kind, value, trace):
@@ -102,10 +124,13 @@ class Cluster:
         if kind is RuntimeError and value is None:
             raise RuntimeError("a daemon ended badly")
 
-    def generate(self, ids, *options):
-        done = subprocess.run([program("tandemctl"), "--router", self.router, "--json", "generate", "--ids",
+    def ask(self, ids, *options):
+        return subprocess.run([program("tandemctl"), "--router", self.router, "--json", "generate", "--ids",
                                json.dumps(ids), "--max-tokens", str(N_NEW), "--ignore-eos", *options],
                               capture_output=True, text=True, timeout=ANSWER_S)
+
+    def generate(self, ids, *options):
+        done = self.ask(ids, *options)
         if done.returncode != 0:
             raise AssertionError(f"tandemctl: status {done.returncode}: {done.stdout} {done.stderr}")
         answer = json.loads(done.stdout)
@@ -193,21 +218,71 @@ def two_gpus_equal_the_cpu():
         equals_the_cpus(f"decode on two by {comm}", want, decode=two)
 
 
-CLAIMS = {f.__name__: f for f in (precise_text_equals_the_cpu_backends, drafts_and_a_crowd_change_nothing, ranks_on_one_gpu_equal_the_cpus, two_gpus_equal_the_cpu)}
+def workers_that_die_or_stop_hurt_nobody():
+    """In the middle of a crowd, at any moment: requests end in time, what is whole is right, and what comes after, too.
+
+    Two of each kind, on one GPU, or the decode daemons on a second one; precise, so that every token is known."""
+    rng = random.Random(ARGS.seed)
+    want = {}
+    apart = ("--gpu", str(ARGS.gpu + 1)) if has_gpu(ARGS.gpu + 1) else ()
+    with Cluster("cuda", "--precise", decode=apart) as cuda:
+        for i, ids in enumerate(PROMPTS):
+            want[i] = cuda.generate(ids, *GREEDY)[0]
+    with Cluster("cuda", "--precise", drafts=2, prefill=("--lease", "3s"), decode=apart, n_each=2) as c:
+        n_whole = n_lost = 0
+        for victim, how in [(w, h) for w in ("tandem-decode", "tandem-prefill") for h in ("kill", "stop", "kill", "stop")]:
+            victim += f".{rng.randrange(2)}"
+            with concurrent.futures.ThreadPoolExecutor(24) as pool:
+                asked = [(i % len(PROMPTS), pool.submit(c.ask, PROMPTS[i % len(PROMPTS)], *GREEDY)) for i in range(24)]
+                time.sleep(0.05 + 0.4 * rng.random())
+                c.processes[victim].send_signal(signal.SIGKILL if how == "kill" else signal.SIGSTOP)
+                if how == "stop":
+                    time.sleep(3)
+                    c.processes[victim].send_signal(signal.SIGCONT)
+                for i, future in asked:  # subprocess.TimeoutExpired: it did not end in time
+                    done = future.result()
+                    if done.returncode == 0:
+                        assert json.loads(done.stdout)["token_ids"] == want[i], f"{how} {victim}: prompt {i}"
+                    assert done.returncode in (0, UNAVAILABLE), f"{how} {victim}: {done.returncode} {done.stderr}"
+                    n_whole += done.returncode == 0
+                    n_lost += done.returncode != 0
+            if how == "kill":
+                assert c.processes[victim].wait(END_S) == -signal.SIGKILL
+                c.start(victim)
+            c.wait_ready()
+            got = all_of(c, [(ids, GREEDY) for ids in PROMPTS * 2])
+            assert [tokens for tokens, _ in got] == [want[i] for i in range(len(PROMPTS))] * 2, f"after {how} {victim}"
+        print(f"{n_whole} answers were whole, {n_lost} requests ended with an error; pages by", *c.kv_paths())
+        assert n_whole > n_lost
 
 
-def need_gpu(index):
+CLAIMS = {f.__name__: f for f in (precise_text_equals_the_cpu_backends, drafts_and_a_crowd_change_nothing,
+                                  ranks_on_one_gpu_equal_the_cpus, two_gpus_equal_the_cpu,
+                                  workers_that_die_or_stop_hurt_nobody)}
+
+
+def try_gpu(index):
+    """None when the CUDA backend can use it, or what it says."""
     with tempfile.TemporaryDirectory() as folder:
         ids = pathlib.Path(folder) / "ids.json"
         ids.write_text("[0, 300]")
         done = subprocess.run([program("tandem-logits"), "--backend", "cuda", "--gpu", str(index), "--model",
                                str(ARGS.model), "--ids", str(ids), "--out", str(ids) + ".out"],
                               capture_output=True, text=True)
-        if done.returncode == 2:
-            print("skipped:", done.stderr.strip())
-            sys.exit(SKIP)
-        if done.returncode != 0:
+        if done.returncode not in (0, 2):
             sys.exit(done.stderr)
+        return done.stderr.strip() if done.returncode == 2 else None
+
+
+def has_gpu(index):
+    return try_gpu(index) is None
+
+
+def need_gpu(index):
+    why = try_gpu(index)
+    if why is not None:
+        print("skipped:", why)
+        sys.exit(SKIP)
 
 
 if __name__ == "__main__":
@@ -215,10 +290,12 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--bin", type=pathlib.Path, required=True)
     parser.add_argument("--gpu", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=random.randrange(1 << 30), help="of what is random in a claim")
     parser.add_argument("--kv-path", choices=("auto", "ring", "direct"), default="auto")
     parser.add_argument("--model", type=pathlib.Path, default=here / "models" / "tiny-v32")
     parser.add_argument("claim", nargs="?", choices=CLAIMS)
     ARGS = parser.parse_args()
+    print("seed", ARGS.seed)
     need_gpu(ARGS.gpu)
     for claim in [ARGS.claim] if ARGS.claim else CLAIMS:
         CLAIMS[claim]()

@@ -45,7 +45,7 @@ static const td_conf_field fields[] = {
     F("backend", backend, ENUM, "cuda", "cpu|cuda", NULL, "whose memory is filled"),
     F("gpu", gpu, U32, "0", "0", "63", "which of the visible GPUs"),
     F("threads", threads, U32, "0", "0", "64", "readers; 0: one per CPU, at most 16"),
-    F("buffer", buffer, BYTES, "4MiB", "64KiB", "1GiB", "page-locked memory, two for each reader"),
+    F("buffer", buffer, BYTES, "8MiB", "64KiB", "1GiB", "page-locked memory, five times"),
     F("rounds", rounds, U32, "3", "1", "16", "warm rounds; the median counts"),
     F("cold", cold, BOOL, "true", NULL, NULL, "also one round with the files out of the cache"),
 };
@@ -336,7 +336,7 @@ static td_status run(bench *b, td_err *err)
         st = plain_copy(b, &b->copy_rate, err);
     if (st < 0)
         return st;
-    printf("%s; %s: %.2f GB in %zu files; %u readers, 2 buffers of %.2f MiB each\n"
+    printf("%s; %s: %.2f GB in %zu files; %u readers, 5 buffers of %.2f MiB\n"
            "copy from page-locked memory %.2f GB/s\n",
            td_device_name(b->device), b->o.dir, (double)file_bytes(b) * 1e-9, b->n_files,
            b->threads, (double)b->o.buffer / 1048576.0, b->copy_rate * 1e-9);
