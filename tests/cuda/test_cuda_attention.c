@@ -153,12 +153,14 @@ TEST(index_logits_are_near_the_judges_and_alone_the_same)
     ct_close(&g);
 }
 
-/* So many rows that a block takes more than one tile of a row's keys. */
+/* So many rows that a block takes several; so many keys that it takes more than one tile of them. */
 TEST(index_logits_of_many_rows_are_near_the_judges_and_alone_the_same)
 {
     kt_rng rng = kt_seeded();
     ct_gpu g = ct_open();
     check_index(&rng, &g, 0, 4500, 2, 64);
+    check_index(&rng, &g, 0, 300, 65, 64);
+    check_index(&rng, &g, 0, 127, 2, 1024);
     check_index(&rng, &g, 2, 4500, 1, 64);
     ct_close(&g);
 }
