@@ -13,8 +13,9 @@
 #define DEFAULT_THREADS 16
 #define DEFAULT_BYTES ((size_t)8 << 20)
 #define DEFAULT_PATIENCE_MS 120000
-#define PIECE_BYTES ((size_t)1 << 20) /* what a reader takes at a time, unless a row is longer */
-#define MAX_PIECES 64                 /* of a batch */
+#define PIECE_BYTES ((size_t)1 << 20)  /* what a reader takes at a time, unless a row is longer */
+#define SMALL_BYTES ((size_t)64 << 10) /* parts below this go together, not between large ones */
+#define MAX_PIECES 64                  /* of a batch */
 #define N_BATCHES 256 /* written down ahead: allocating takes its time, and readers have work */
 #define N_BUFFERS 5   /* one or two are being filled, one is copied, the next stands behind it */
 #define ALIGN 64
@@ -53,6 +54,7 @@ struct td_upload {
     int64_t patience_ms;
     float e4m3[256];
     batch *ring;        /* [N_BATCHES] */
+    batch small;        /* what is to become a batch of small parts */
     int fresh;          /* memory was allocated: its zeros may be under way */
     uint64_t submitted; /* written by the engine thread under the lock */
     uint64_t taken;     /* batches whose pieces are all given; under the lock */
@@ -213,6 +215,19 @@ static td_status submit(td_upload *u, td_err *err)
     return st;
 }
 
+/* The small parts become a batch; the one that was being written down goes on behind it. */
+static td_status submit_small(td_upload *u, td_err *err)
+{
+    batch *b = &u->ring[u->submitted % N_BATCHES];
+    const batch rest = *b;
+    *b = u->small;
+    u->small = (batch){0};
+    td_status st = submit(u, err);
+    if (st == TD_OK)
+        u->ring[u->submitted % N_BATCHES] = rest;
+    return st;
+}
+
 /* Where in the buffer a piece of the part begins: behind the last one when it continues it. */
 static size_t place(const batch *b, const td_upload_part *part)
 {
@@ -260,22 +275,26 @@ td_status td_upload_add(td_upload *u, const td_upload_part *part, td_err *err)
         return td_fail(err, TD_UNSUPPORTED, "tensor %s: rows of %zu bytes", rest.m.w->name,
                        row_bytes);
     size_t most = row_bytes < PIECE_BYTES ? PIECE_BYTES / row_bytes : 1;
+    size_t n_rows = (size_t)(rest.turned ? c->col_hi - c->col_lo : c->row_hi - c->row_lo);
+    const int small = n_rows * row_bytes < SMALL_BYTES && n_rows * row_bytes <= u->buffer_bytes;
     while (st == TD_OK && c->row_lo < c->row_hi && c->col_lo < c->col_hi) {
-        batch *b = &u->ring[u->submitted % N_BATCHES];
+        batch *b = small ? &u->small : &u->ring[u->submitted % N_BATCHES];
         size_t at = place(b, &rest), room = at < u->buffer_bytes ? u->buffer_bytes - at : 0;
         size_t left = (size_t)(rest.turned ? c->col_hi - c->col_lo : c->row_hi - c->row_lo);
         size_t n = room / row_bytes < left ? room / row_bytes : left;
         if (n > 0 && b->n_pieces < MAX_PIECES)
             append(b, &rest, rest.dst == part->dst, (int32_t)(n < most ? n : most), row_bytes);
         else
-            st = submit(u, err);
+            st = small ? submit_small(u, err) : submit(u, err);
     }
     return st;
 }
 
 td_status td_upload_finish(td_upload *u, td_err *err)
 {
-    td_status st = u->ring[u->submitted % N_BATCHES].n_pieces > 0 ? submit(u, err) : TD_OK;
+    td_status st = u->small.n_pieces > 0 ? submit_small(u, err) : TD_OK;
+    if (st == TD_OK && u->ring[u->submitted % N_BATCHES].n_pieces > 0)
+        st = submit(u, err);
     uint64_t oldest = u->submitted >= N_BATCHES ? u->submitted - N_BATCHES + 1 : 0;
     for (uint64_t i = oldest; i < u->submitted && st == TD_OK; i++)
         st = wait_for(u, &u->ring[i % N_BATCHES], err);
@@ -315,8 +334,10 @@ td_status td_upload_create(td_device *device, const td_upload_options *o, td_upl
                            td_err *err)
 {
     uint32_t n = o->n_threads;
-    if (n == 0)
-        n = td_device_cpus() < DEFAULT_THREADS ? td_device_cpus() : DEFAULT_THREADS;
+    if (n == 0) { /* the engine thread and the driver have work, too */
+        uint32_t cpus = td_device_cpus() > 2 ? td_device_cpus() - 2 : 1;
+        n = cpus < DEFAULT_THREADS ? cpus : DEFAULT_THREADS;
+    }
     n = n < MAX_THREADS ? n : MAX_THREADS;
     td_upload *u = calloc(1, sizeof(*u));
     if (u == NULL)

@@ -6,12 +6,13 @@
 
 #define NAME_BYTES (2 * TD_ST_MAX_NAME_BYTES)
 
-void *td_read_alloc(td_weights_reader *r, size_t n_bytes)
+#define SHARED_BYTES ((size_t)64 << 20) /* of an allocation for parts below a quarter of that */
+#define ALIGN ((size_t)512)
+
+static void *alloc(td_weights_reader *r, size_t n_bytes)
 {
     td_weights *w = r->out;
     void *ptr = NULL;
-    if (r->st < 0)
-        return NULL;
     if ((w->n_allocations & (w->n_allocations + 1)) == 0) { /* grow at 0, 1, 3, 7, .. */
         void **more =
             realloc(w->allocations, ((size_t)w->n_allocations * 2 + 1) * sizeof(*w->allocations));
@@ -21,12 +22,33 @@ void *td_read_alloc(td_weights_reader *r, size_t n_bytes)
         }
         w->allocations = more;
     }
-    r->st = td_device_alloc(w->device, n_bytes > 0 ? n_bytes : 1, &ptr, r->err);
+    r->st = td_device_alloc(w->device, n_bytes, &ptr, r->err);
     if (r->st < 0)
         return NULL;
     td_upload_allocated(r->upload);
     w->allocations[w->n_allocations++] = ptr;
-    w->n_bytes += n_bytes;
+    return ptr;
+}
+
+/* A GPU's allocations hold up the copies that are under way, so there small tensors share them. On
+ * the CPU each has its own, where a sanitizer sees what is read behind its end. */
+void *td_read_alloc(td_weights_reader *r, size_t n_bytes)
+{
+    const size_t size = n_bytes > 0 ? (n_bytes + ALIGN - 1) / ALIGN * ALIGN : ALIGN;
+    if (r->st < 0)
+        return NULL;
+    r->out->n_bytes += n_bytes;
+    if (!td_device_is_gpu(r->out->device) || size > SHARED_BYTES / 4)
+        return alloc(r, n_bytes > 0 ? n_bytes : 1);
+    if (size > r->room_left) {
+        r->room = alloc(r, SHARED_BYTES);
+        r->room_left = r->room != NULL ? SHARED_BYTES : 0;
+    }
+    if (r->room == NULL)
+        return NULL;
+    void *ptr = r->room;
+    r->room += size;
+    r->room_left -= size;
     return ptr;
 }
 

@@ -12,11 +12,13 @@ typedef struct {
     const td_weights_options *options;
     td_weights *out;
     td_upload *upload;
+    unsigned char *room; /* what is left of an allocation that small parts share */
+    size_t room_left;
     td_status st;
     td_err *err;
 } td_weights_reader;
 
-/* Device memory that the weights own; at least one byte. NULL after a failure. */
+/* Device memory that the weights own, for one tensor; at least one byte. NULL after a failure. */
 void *td_read_alloc(td_weights_reader *r, size_t n_bytes);
 /* Looks up "<prefix><name>": [n_rows, n_cols] and, when e4m3, "<prefix><name>_scale_inv". */
 td_matrix td_read_matrix(td_weights_reader *r, const char *prefix, const char *name, int32_t n_rows,

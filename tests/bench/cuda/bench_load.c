@@ -44,7 +44,7 @@ static const td_conf_field fields[] = {
       "what is written, and made (model/slice.h); the default takes 16 GB"),
     F("backend", backend, ENUM, "cuda", "cpu|cuda", NULL, "whose memory is filled"),
     F("gpu", gpu, U32, "0", "0", "63", "which of the visible GPUs"),
-    F("threads", threads, U32, "0", "0", "64", "readers; 0: one per CPU, at most 16"),
+    F("threads", threads, U32, "0", "0", "64", "readers; 0: CPUs but two, at most 16"),
     F("buffer", buffer, BYTES, "8MiB", "64KiB", "1GiB", "page-locked memory, five times"),
     F("rounds", rounds, U32, "3", "1", "16", "warm rounds; the median counts"),
     F("cold", cold, BOOL, "true", NULL, NULL, "also one round with the files out of the cache"),
@@ -326,7 +326,7 @@ static td_status run(bench *b, td_err *err)
                                   .n_threads = 1,
                                   .index = b->o.gpu};
     uint32_t cpus = td_device_cpus();
-    b->threads = b->o.threads > 0 ? b->o.threads : cpus < 16 ? cpus : 16;
+    b->threads = b->o.threads > 0 ? b->o.threads : cpus < 3 ? 1 : cpus < 18 ? cpus - 2 : 16;
     td_status st = td_backend_open(&backend, &b->device, &b->ops, err);
     if (st == TD_OK)
         st = write_slice(b, err);
