@@ -1,13 +1,14 @@
 /* index_logits_sm90.cu - only the device knows row_len, so a block takes some rows and every so
  * many-th tile of their keys: tiles behind row_len cost nothing, however long the context may be.
  * tensor: e4m3 keys, by wgmma: a warpgroup holds 64 keys as f16 (the conversion is exact) in
- *   registers and meets 64 heads of a row at a time, which the block widens into shared memory
- *   while the row before is worked on; keys stay for all of the block's rows that are of the same
- *   sequence. A lane adds its heads in ascending order, then the four lanes of a key are added: no
- *   order depends on the grid or on the other rows.
+ *   registers and meets 64 heads of a row at a time, which the block widens into shared memory two
+ *   rows ahead; keys stay for all of the block's rows that are of the same sequence. A lane adds
+ *   its heads in ascending order, then the four lanes of a key are added: no order depends on the
+ *   grid or on the other rows.
  * plain: f32 keys of any dim; a thread per key. */
 #include "kernels/cuda/cuda.cuh"
 #include "kernels/cuda/mma.cuh"
+#include "kernels/cuda/pipe.cuh"
 #include "kernels/cuda/swizzle.cuh"
 #include "kernels/cuda/wgmma.cuh"
 extern "C" {
@@ -37,37 +38,49 @@ __device__ static const unsigned char *page_of(const td_index_logits_args &a, in
 
 __device__ static float relu(float x) /* keeps NaN */
 {
-    return x < 0.0f ? 0.0f : x;
+    float y;
+    asm("max.NaN.f32 %0, %1, 0f00000000;" : "=f"(y) : "f"(x));
+    return y;
 }
 
 /* ---- tensor ---- */
 
+#define RING 4 /* items in shared memory */
+
 typedef struct {
-    unsigned char q[2][2 * HALF]; /* operands of wgmma: heads of the row worked on, of the next */
-    float w[2][HEADS];
-    int len[MOST_ROWS], seq[MOST_ROWS]; /* of the block's rows; len: wanted() */
+    unsigned char q[RING][2 * HALF]; /* operands of wgmma */
+    float w[RING][HEADS];
+    uint64_t there[RING];               /* barriers */
+    int len[MOST_ROWS], seq[MOST_ROWS]; /* of the block's n rows; len: wanted() */
+    int n, most;                        /* most: the largest len */
 } block_state;
 
-/* What the block works on: heads from h on of its row r; r >= n: nothing. */
+/* What the block works on: heads from h on of its row r and the tile of keys that begins at
+ * `first`; first >= most: nothing. */
 typedef struct {
-    int r, h;
+    int first, r, h;
 } item;
 
-/* The block's rows that have keys in the tile that begins at `first`. */
-__device__ static int next_row(const block_state &b, int r, int n, int first)
+/* The block's rows that have keys in a tile. */
+__device__ static int next_row(const block_state &b, int r, int first)
 {
-    while (r < n && b.len[r] <= first)
+    while (r < b.n && b.len[r] <= first)
         r++;
     return r;
 }
 
+/* step: from one of the block's tiles to the next. */
 __device__ static item next_item(const td_index_logits_args &a, const block_state &b, item at,
-                                 int n, int first)
+                                 int64_t step)
 {
     at.h += HEADS;
-    if (at.h >= a.Hi) {
-        at.h = 0;
-        at.r = next_row(b, at.r + 1, n, first);
+    if (at.h < a.Hi || at.first >= b.most)
+        return at;
+    at.h = 0;
+    at.r = next_row(b, at.r + 1, at.first);
+    if (at.r == b.n) {
+        at.first = at.first + step < b.most ? (int)(at.first + step) : b.most;
+        at.r = next_row(b, 0, at.first);
     }
     return at;
 }
@@ -145,10 +158,10 @@ __device__ static void load_keys(const td_index_logits_args &a, int64_t t, int s
 
 /* Where keys end that the block's rows from r on want, of the sequence that row r is of, before one
  * of another comes. */
-__device__ static int end_of_keys(const block_state &b, int r, int n, int first)
+__device__ static int end_of_keys(const block_state &b, int r, int first)
 {
     int end = 0;
-    for (int i = r; i < n; i++)
+    for (int i = r; i < b.n; i++)
         if (b.len[i] > first) {
             if (b.seq[i] != b.seq[r])
                 break;
@@ -199,45 +212,62 @@ __device__ static void store_scores(const td_index_logits_args &a, int64_t t, in
             row == 0 ? keys.scale[0] * sum[0] : keys.scale[1] * sum[1];
 }
 
-/* One tile of keys and every row of the block that wants some of it. */
-__device__ static void tile(const td_index_logits_args &a, block_state &b, int64_t t0, int n,
-                            int first)
+/* Puts an item where products find it; it is theirs when all threads have arrived. */
+__device__ static void put(block_state &b, int k, const share &s)
 {
-    const int s = first + (int)threadIdx.x / 32 * 16 + (int)threadIdx.x % 32 / 4;
-    item now = {next_row(b, 0, n, first), 0};
-    item next = next_item(a, b, now, n, first);
-    int held = -1; /* the sequence of the keys in registers */
+    widen(s, b.q[k % RING], b.w[k % RING]);
+    td_wgmma_publish();
+}
+
+/* All items from `now` on, which is the block's item 0. A thread arrives for item k + 2 behind its
+ * item k, so who finds item k there knows that nobody works on k - 2 any more, whose place k + 2
+ * takes; warpgroups may be two items apart. */
+__device__ static void work(const td_index_logits_args &a, block_state &b, int64_t t0, item now,
+                            int64_t step)
+{
+    const int mine = (int)threadIdx.x / 32 * 16 + (int)threadIdx.x % 32 / 4;
+    item coming[2] = {next_item(a, b, now, step), {}};
+    int held = -1, held_first = -1; /* the sequence and tile of the keys in registers */
     two_keys keys;
     float sum[2] = {}, d[HEADS / 2] = {};
-    share coming = fetch(a, t0 + now.r, now.h);
-    widen(coming, b.q[0], b.w[0]);
-    if (next.r < n)
-        coming = fetch(a, t0 + next.r, next.h);
-    td_wgmma_publish();
-    __syncthreads();
-    for (int k = 0; now.r < n; k = 1 - k) {
+    put(b, 0, fetch(a, t0 + now.r, now.h));
+    td_pipe_arrive(&b.there[0]);
+    if (coming[0].first < b.most) {
+        put(b, 1, fetch(a, t0 + coming[0].r, coming[0].h));
+        td_pipe_arrive(&b.there[1]);
+    }
+    coming[1] = next_item(a, b, coming[0], step);
+    share next = {};
+    if (coming[1].first < b.most)
+        next = fetch(a, t0 + coming[1].r, coming[1].h);
+    for (int k = 0; now.first < b.most; k++) {
         const int64_t t = t0 + now.r;
-        if (b.seq[now.r] != held) {
-            load_keys(a, t, s, end_of_keys(b, now.r, n, first), keys);
+        const int s = now.first + mine;
+        if (b.seq[now.r] != held || now.first != held_first) {
+            load_keys(a, t, s, end_of_keys(b, now.r, now.first), keys);
             held = b.seq[now.r];
+            held_first = now.first;
         }
         if (now.h == 0)
             sum[0] = sum[1] = 0;
-        start(keys, b.q[k], d);
-        if (next.r < n)
-            widen(coming, b.q[1 - k], b.w[1 - k]);
-        const item after = next.r < n ? next_item(a, b, next, n, first) : next;
-        if (after.r < n)
-            coming = fetch(a, t0 + after.r, after.h);
+        td_pipe_wait(&b.there[k % RING], k / RING % 2);
+        start(keys, b.q[k % RING], d);
+        const item after = next_item(a, b, coming[1], step);
+        const bool more = coming[1].first < b.most;
+        if (more)
+            put(b, k + 2, next);
+        if (after.first < b.most)
+            next = fetch(a, t0 + after.r, after.h);
         td_wgmma_wait<0>();
         td_wgmma_hold<HEADS / 2>(d);
-        add_heads(d, b.w[k], sum);
+        add_heads(d, b.w[k % RING], sum);
+        if (more)
+            td_pipe_arrive(&b.there[(k + 2) % RING]);
         if (now.h + HEADS >= a.Hi)
             store_scores(a, t, s, b.len[now.r], keys, sum);
-        td_wgmma_publish();
-        __syncthreads(); /* the next item is there, and nobody works on this one any more */
-        now = next;
-        next = after;
+        now = coming[0];
+        coming[0] = coming[1];
+        coming[1] = after;
     }
 }
 
@@ -249,17 +279,25 @@ __global__ void __launch_bounds__(THREADS, 2)
     block_state &b = *(block_state *)shared;
     const int64_t t0 = (int64_t)(blockIdx.x / parts) * rows;
     const int n = a.T - t0 < rows ? (int)(a.T - t0) : rows;
-    int most = 0;
-    for (int r = (int)threadIdx.x; r < n; r += THREADS) {
-        b.len[r] = wanted(a, t0 + r);
-        b.seq[r] = a.rows.row_seq[t0 + r];
+    const int first = (int)(blockIdx.x % parts) * KEYS;
+    if ((int)threadIdx.x < n) {
+        b.len[threadIdx.x] = wanted(a, t0 + threadIdx.x);
+        b.seq[threadIdx.x] = a.rows.row_seq[t0 + threadIdx.x];
     }
     __syncthreads();
-    for (int r = 0; r < n; r++)
-        most = b.len[r] > most ? b.len[r] : most;
-    for (int64_t first = (int64_t)(blockIdx.x % parts) * KEYS; first < most;
-         first += (int64_t)parts * KEYS)
-        tile(a, b, t0, n, (int)first);
+    if (threadIdx.x == 0) {
+        b.n = n;
+        b.most = 0;
+        for (int r = 0; r < n; r++)
+            b.most = b.len[r] > b.most ? b.len[r] : b.most;
+        for (int i = 0; i < RING; i++)
+            td_pipe_init(&b.there[i], THREADS);
+    }
+    __syncthreads();
+    if (first < b.most) {
+        const item now = {first, next_row(b, 0, first), 0};
+        work(a, b, t0, now, (int64_t)parts * KEYS);
+    }
 }
 
 /* ---- plain ---- */
@@ -313,6 +351,10 @@ extern "C" td_status td_index_logits_cuda(const td_index_logits_args *a, td_stre
         const int rows = a->T < 128 ? 1 : a->T < 64 * MOST_ROWS ? a->T / 64 : MOST_ROWS;
         const int groups = (a->T + rows - 1) / rows;
         const int parts = parts_of(groups, (a->y_stride + KEYS - 1) / KEYS);
+        const td_status st = td_cuda_allow_shared(s, (const void *)tensor_kernel,
+                                                  sizeof(block_state), "index_logits");
+        if (st < 0)
+            return st;
         tensor_kernel<<<(unsigned)groups *(unsigned)parts, THREADS, sizeof(block_state),
                         s->stream>>>(*a, rows, parts);
     } else {
