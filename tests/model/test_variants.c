@@ -11,6 +11,10 @@ TD_TEST_MAIN
 
 #define STRIDE (TD_SANITIZED ? 12 : 1) /* the judges are slow: every twelfth kind then */
 
+/* For two right runs that differ in the order of sums KL is about 0.1, and 80 to 90 % of top-1
+ * agree (tests/golden/README.md). */
+static const td_variant_bounds judged = {4, 0.1, 0.8};
+
 static td_variant_result forward(const char *dir, const td_variant *v, int precise,
                                  const td_ops *ops)
 {
@@ -60,7 +64,7 @@ static void quantised_agrees(int first, int stride)
         td_make_model(dir, &v[i].m);
         td_variant_result want = forward(dir, &v[i], 0, td_ops_ref()),
                           got = forward(dir, &v[i], 0, NULL);
-        td_variant_check_quantised(&v[i], &want, &got);
+        td_variant_check_quantised(&v[i], &want, &got, judged);
         td_variant_drop(&want);
         td_variant_drop(&got);
     }
@@ -91,7 +95,7 @@ TEST(ranks_of_any_share_agree_with_one)
             if (precise)
                 td_variant_check_precise(&v[i], want.logits, want.mtp_logits, &got);
             else
-                td_variant_check_quantised(&v[i], &want, &got);
+                td_variant_check_quantised(&v[i], &want, &got, judged);
             td_variant_drop(&want);
             td_variant_drop(&got);
         }

@@ -35,9 +35,14 @@ td_variant_result td_variant_run(const char *dir, const td_variant *v, int preci
                                  td_backend_kind backend, const td_ops *ops);
 void td_variant_drop(td_variant_result *r);
 
-/* Fail the test when the two are too far apart. */
+/* Fail the test when the two are too far apart. bounds: of quantised runs that differ in
+ * the order of sums alone. */
+typedef struct {
+    size_t rows;     /* equal from the first on, before anything fell otherwise */
+    double kl, top1; /* of the target's logits and the draft layer's */
+} td_variant_bounds;
 void td_variant_check_precise(const td_variant *v, const float *logits, const float *mtp_logits,
                               const td_variant_result *r);
 void td_variant_check_quantised(const td_variant *v, const td_variant_result *want,
-                                const td_variant_result *got);
+                                const td_variant_result *got, td_variant_bounds bounds);
 #endif
