@@ -10,14 +10,14 @@
 #include <time.h>
 
 #define MAX_THREADS 64
-#define DEFAULT_THREADS 16
+#define DEFAULT_THREADS 24
 #define DEFAULT_BYTES ((size_t)8 << 20)
 #define DEFAULT_PATIENCE_MS 120000
 #define PIECE_BYTES ((size_t)1 << 20)  /* what a reader takes at a time, unless a row is longer */
 #define SMALL_BYTES ((size_t)64 << 10) /* parts below this go together, not between large ones */
 #define MAX_PIECES 64                  /* of a batch */
 #define N_BATCHES 256 /* written down ahead: allocating takes its time, and readers have work */
-#define N_BUFFERS 5   /* one or two are being filled, one is copied, the next stands behind it */
+#define N_BUFFERS 8   /* some are being filled, some stand behind the one that is copied */
 #define ALIGN 64
 
 typedef struct { /* what becomes one stretch of a buffer */

@@ -29,8 +29,8 @@ typedef struct {
 } td_upload_part;
 
 typedef struct {
-    uint32_t n_threads;  /* readers; 0: CPUs but two, at most 16 */
-    size_t buffer_bytes; /* of each of five; a row must fit; 0: 8 MiB */
+    uint32_t n_threads;  /* readers; 0: CPUs but two, at most 24 */
+    size_t buffer_bytes; /* of each of eight; a row must fit; 0: 8 MiB */
     int64_t patience_ms; /* longest wait for a buffer that readers fill; 0: two minutes */
 } td_upload_options;
 

@@ -244,7 +244,7 @@ static td_status create_upload(td_weights_reader *r, td_device *device)
                            .buffer_bytes = r->options->load_buffer_bytes};
     uint32_t share = td_device_cpus() / (uint32_t)r->options->n_ranks;
     if (o.n_threads == 0 && r->options->n_ranks > 1)
-        o.n_threads = share < 1 ? 1 : share < 16 ? share : 16;
+        o.n_threads = share < 1 ? 1 : share < 24 ? share : 24;
     return td_upload_create(device, &o, &r->upload, r->err);
 }
 

@@ -347,8 +347,8 @@ extern "C" td_status td_index_logits_cuda(const td_index_logits_args *a, td_stre
         return TD_OK;
     const uint64_t pages = (uintptr_t)a->kv.plane | a->kv.page_stride;
     if (a->kv.dtype != 2 && pages % 16 == 0 && (uintptr_t)a->q % 4 == 0) {
-        /* Few rows: a row to a block, which then has the GPU to itself. */
-        const int rows = a->T < 128 ? 1 : a->T < 64 * MOST_ROWS ? a->T / 64 : MOST_ROWS;
+        /* Few rows: a row to a block, so that there are many. */
+        const int rows = a->T < 64 ? 1 : a->T < 32 * MOST_ROWS ? a->T / 32 : MOST_ROWS;
         const int groups = (a->T + rows - 1) / rows;
         const int parts = parts_of(groups, (a->y_stride + KEYS - 1) / KEYS);
         const td_status st = td_cuda_allow_shared(s, (const void *)tensor_kernel,
