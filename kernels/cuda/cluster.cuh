@@ -18,10 +18,12 @@ __device__ inline int td_cluster_rank()
 /* Every thread of the cluster arrives, then waits; what was written before is there after. */
 __device__ inline void td_cluster_arrive()
 {
+    __syncwarp(); /* lanes may come from a loop that they left one by one */
     asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
 }
 __device__ inline void td_cluster_wait()
 {
+    __syncwarp();
     asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 __device__ inline void td_cluster_sync()

@@ -4,13 +4,15 @@
  * their order, so that a row's bits are the same in any batch. f32, the generic path: a block per
  * tile, K in one. */
 #include "kernels/cuda/cluster.cuh"
-#include "kernels/cuda/exact_tile.cuh"
+#include "kernels/cuda/exact_few.cuh"
 extern "C" {
 #include "kernels/gemm/gemm.h"
 }
 
 #define FEW_ROWS 16
-#define SMS 132 /* of an H100; changes what is fast, and where K is split */
+#define SMS 132                /* of an H100; changes what is fast, and where K is split */
+#define MAX_SHARED (227 << 10) /* of a block */
+#define MAX_FEW_BLOCKS 256     /* of K, for products of few tokens */
 
 /* The tile's rows of x: first .. first + n - 1 of M. */
 __device__ static void number_rows(int32_t *index, int n, int first, int M)
@@ -179,6 +181,38 @@ static td_status launch_e4m3(const td_gemm_args *a, td_stream *s)
     return td_cuda_launched(s, "gemm");
 }
 
+/* Few tokens, and few tiles of columns: K's blocks over the blocks of a cluster, see exact_few.cuh.
+ */
+template <int BT>
+__global__ void __launch_bounds__(td_exact_few<BT>::T::THREADS)
+    gemm_e4m3_few_kernel(const __grid_constant__ td_gemm_args a, int m_tiles, int n_ranks)
+{
+    extern __shared__ __align__(16) unsigned char shared[];
+    const td_exact_shared<64, BT> sh(shared);
+    const int tile = (int)blockIdx.x / n_ranks;
+    const int m0 = tile % m_tiles * BT, n0 = tile / m_tiles * td_exact_few<BT>::R;
+    const gemm_store store = {a, m0, n0};
+    number_rows(sh.index, BT, m0, a.M);
+    td_exact_few_run<BT>(tile_of(a, n0, sh.index, 1), shared, sh, a.M - m0 < BT ? a.M - m0 : BT,
+                         n_ranks, store);
+}
+
+/* TD_PENDING: another form is faster, or this one has no room. */
+template <int BT> static td_status launch_few(const td_gemm_args *a, td_stream *s)
+{
+    const unsigned m_tiles = td_grid(a->M, BT), n_tiles = td_grid(a->N, td_exact_few<BT>::R);
+    const int64_t n_blocks = td_grid(a->K, TD_TILE_K);
+    int n = 1;
+    while (n < TD_CLUSTER_MAX && 2 * n * (int64_t)m_tiles * n_tiles <= SMS && n_blocks >= 4 * n)
+        n *= 2;
+    if (n == 1 || n_blocks > MAX_FEW_BLOCKS ||
+        td_exact_few<BT>::bytes((int)n_blocks, n) > MAX_SHARED)
+        return TD_PENDING;
+    return td_cluster_launch(s, "gemm", gemm_e4m3_few_kernel<BT>, m_tiles * n_tiles * (unsigned)n,
+                             td_exact_few<BT>::T::THREADS,
+                             td_exact_few<BT>::bytes((int)n_blocks, n), n, *a, (int)m_tiles, n);
+}
+
 /* No tile changes a bit of the result. */
 static const struct e4m3_choice {
     int R, BT;
@@ -204,6 +238,11 @@ static td_status launch_any_e4m3(const td_gemm_args *a, td_stream *s)
             16 !=
         0)
         return launch_e4m3<64, 32, false>(a, s);
+    const td_status few = a->M <= 8    ? launch_few<8>(a, s)
+                          : a->M <= 16 ? launch_few<16>(a, s)
+                                       : launch_few<32>(a, s);
+    if (few != TD_PENDING)
+        return few;
     const e4m3_choice *best = &e4m3_choices[0];
     for (size_t i = 1; i < sizeof(e4m3_choices) / sizeof(*e4m3_choices); i++)
         if (e4m3_cost(&e4m3_choices[i], a) < e4m3_cost(best, a))

@@ -308,6 +308,44 @@ TEST(a_row_of_e4m3_gemm_has_the_same_bits_through_every_tile)
     ct_close(&g);
 }
 
+/* Few tokens and few columns: K's blocks go to the blocks of a cluster. The larger M of the last
+ * two take the other form. */
+static const int few_sizes[][3] = {/* M, N, K */
+                                   {1, 128, 7168},  {7, 576, 4112},   {9, 2112, 1040},
+                                   {20, 1100, 560}, {130, 2112, 528}, {300, 520, 1040}};
+
+TEST(e4m3_gemm_of_few_rows_equals_the_judge_where_k_is_shared)
+{
+    kt_rng rng = kt_seeded();
+    ct_gpu g = ct_open();
+    for (size_t i = 0; i < sizeof(few_sizes) / sizeof(*few_sizes); i++) {
+        problem p = make_aligned(&rng, few_sizes[i], 1);
+        run_ref(&p);
+        run_gpu(&g, &p, p.a.M < 32 ? p.a.M : 31);
+        kt_out_same(&p.want, &p.got);
+        drop(&p);
+    }
+    ct_close(&g);
+}
+
+TEST(a_row_of_e4m3_gemm_has_the_same_bits_where_k_is_shared_and_where_not)
+{
+    static const int rows[] = {1, 8, 16, 32, 70};
+    kt_rng rng = kt_seeded();
+    ct_gpu g = ct_open();
+    for (size_t i = 0; i < sizeof(few_sizes) / sizeof(*few_sizes); i++) {
+        problem p = make_aligned(&rng, few_sizes[i], 0);
+        run_gpu(&g, &p, p.a.M);
+        memcpy(p.want.base, p.got.base, kt_out_bytes(&p.got));
+        for (size_t k = p.a.M > 200; k < sizeof(rows) / sizeof(*rows); k++) {
+            run_gpu(&g, &p, rows[k]);
+            kt_out_same(&p.want, &p.got);
+        }
+        drop(&p);
+    }
+    ct_close(&g);
+}
+
 TEST(gemm_puts_nan_and_infinity_where_the_judge_has_them)
 {
     kt_rng rng = kt_seeded();
