@@ -53,26 +53,30 @@ __device__ inline void td_tile_piece(unsigned char *shared, const E *from, const
     }
 }
 
-/* Block kb of the tile's rows into one stage. */
+/* Block kb of the tile's rows into one stage. A thread has the same piece of every so many-th row.
+ */
 template <typename E, int BM, bool ALIGNED>
 __device__ inline void td_tile_fetch(const td_tile_args &a, unsigned char *stage, int kb)
 {
-    const int per = 16 / (int)sizeof(E), pieces = TD_TILE_K / per;
-    for (int i = threadIdx.x; i < (BM + TD_TILE_N) * pieces; i += TD_TILE_THREADS) {
-        const int row = i / pieces, k = kb * TD_TILE_K + i % pieces * per;
-        const E *from;
-        int left = a.K - k;
-        if (row < BM) {
-            const int32_t at = a.index[row];
-            from = (const E *)a.x + (at < 0 ? 0 : at * a.x_stride) + k;
-            left = at < 0 ? 0 : left;
-        } else {
-            const int n = row - BM;
-            from = (const E *)a.w + (n < a.n_cols ? (int64_t)n * a.K : 0) + k;
-            left = n < a.n_cols ? left : 0;
-        }
-        td_tile_piece<E, ALIGNED>(stage + row * td_tile_row<E>::bytes + i % pieces * 16, from, a.w,
-                                  left);
+    constexpr int PER = 16 / (int)sizeof(E), PIECES = TD_TILE_K / PER;
+    constexpr int STEP = TD_TILE_THREADS / PIECES; /* rows at a time */
+    static_assert(BM % STEP == 0 && TD_TILE_N % STEP == 0, "rows are x's, or they are w's");
+    const int piece = (int)threadIdx.x % PIECES, first = (int)threadIdx.x / PIECES;
+    const int k = kb * TD_TILE_K + piece * PER, left = a.K - k;
+    unsigned char *to = stage + first * td_tile_row<E>::bytes + piece * 16;
+    const E *x = (const E *)a.x + k, *w = (const E *)a.w + k;
+#pragma unroll
+    for (int i = 0; i < BM; i += STEP) {
+        const int32_t at = a.index[first + i];
+        td_tile_piece<E, ALIGNED>(to + i * td_tile_row<E>::bytes,
+                                  x + (at < 0 ? 0 : at * a.x_stride), a.w, at < 0 ? 0 : left);
+    }
+#pragma unroll
+    for (int i = 0; i < TD_TILE_N; i += STEP) {
+        const int n = first + i;
+        td_tile_piece<E, ALIGNED>(to + (BM + i) * td_tile_row<E>::bytes,
+                                  w + (n < a.n_cols ? (int64_t)n * a.K : 0), a.w,
+                                  n < a.n_cols ? left : 0);
     }
 }
 

@@ -132,13 +132,13 @@ static td_status launch_stages(const td_gemm_args *a, int n_parts, td_stream *s)
         TD_TILE_THREADS, td_tile_shared<td_bf16, BM, STAGES>(), n_parts, *a, (int)m_tiles, n_parts);
 }
 
-/* With no more than a block to an SM, the block has all of its shared memory: more loads in flight
- * for the same bits. */
+/* Where parts leave no more than a block to an SM, it has all of its shared memory: more loads in
+ * flight for the same bits. */
 template <int BM, bool ALIGNED, int DEEP>
 static td_status launch_bf16(const td_gemm_args *a, td_stream *s)
 {
     const int n_parts = parts_of(a->N, a->K);
-    if ((int64_t)td_grid(a->M, BM) * td_grid(a->N, TD_TILE_N) * n_parts <= SMS)
+    if (n_parts > 1 && (int64_t)td_grid(a->M, BM) * td_grid(a->N, TD_TILE_N) * n_parts <= SMS)
         return launch_stages<BM, ALIGNED, DEEP>(a, n_parts, s);
     return launch_stages<BM, ALIGNED, TD_TILE_STAGES>(a, n_parts, s);
 }

@@ -6,7 +6,8 @@
  * Many rows: a block per row, which is read five times; no scratch grows with its length.
  *
  * Few rows: a cluster of blocks per row, a part of the row to each. A part is read once and stays
- * as keys in shared memory; the blocks add up each other's histograms and counts. */
+ * as keys in shared memory; the blocks add up each other's histograms and counts. A short row is
+ * the first block's alone. */
 #include "kernels/cuda/cluster.cuh"
 #include "kernels/cuda/select.cuh"
 extern "C" {
@@ -97,6 +98,7 @@ __global__ void __launch_bounds__(THREADS) topk_kernel(td_topk_args a)
 
 #define PASSES 4
 #define AHEAD 8                /* loads of a thread on their way */
+#define SHORT 8192             /* positions that one block has sooner than a cluster */
 #define MAX_SHARED (200 << 10) /* of a block */
 
 /* A block's dynamic shared memory; keys follow. */
@@ -131,6 +133,14 @@ __device__ static void load_part(const float *x, int n, part_room *room, uint32_
     }
 }
 
+__device__ static void sync_parts(int n_ranks)
+{
+    if (n_ranks > 1)
+        td_cluster_sync();
+    else
+        __syncthreads();
+}
+
 /* kth_key() by a cluster: every block has the same result. */
 __device__ static uint32_t cluster_kth_key(const uint32_t *keys, int n, uint32_t k, int n_ranks,
                                            part_room *room, uint32_t *ties)
@@ -142,7 +152,7 @@ __device__ static uint32_t cluster_kth_key(const uint32_t *keys, int n, uint32_t
         for (int i = (int)threadIdx.x; i < n && pass > 0; i += THREADS)
             if (((uint64_t)(keys[i] ^ prefix) >> (shift + 8)) == 0)
                 atomicAdd(&room->bins[pass][(keys[i] >> shift) & 255], 1u);
-        td_cluster_sync();
+        sync_parts(n_ranks);
         uint32_t sum = 0;
         for (int r = (int)threadIdx.x / TD_RADIX_BINS; r < n_ranks; r += THREADS / TD_RADIX_BINS)
             sum += td_cluster_peer(room->bins[pass], r)[bin];
@@ -164,15 +174,18 @@ __device__ static uint32_t cluster_kth_key(const uint32_t *keys, int n, uint32_t
 }
 
 /* A warp takes n_each neighbouring keys of the part; those of its lane: i = first + lane + 32 j. */
-__global__ void __launch_bounds__(THREADS) topk_cluster_kernel(td_topk_args a, int n_ranks)
+__global__ void __launch_bounds__(THREADS) topk_cluster_kernel(td_topk_args a, int cluster)
 {
     extern __shared__ __align__(16) unsigned char shared[];
     part_room *room = (part_room *)shared;
     uint32_t *keys = (uint32_t *)(room + 1);
-    const int64_t t = blockIdx.x / (unsigned)n_ranks;
+    const int64_t t = blockIdx.x / (unsigned)cluster;
     const int rank = td_cluster_rank(), warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32;
     const int len = a.row_len[t];
+    const int n_ranks = len <= SHORT ? 1 : cluster;
     int32_t *selected = a.selected + t * a.k;
+    if (rank >= n_ranks)
+        return;
     if (len <= a.k) {
         for (int i = rank * THREADS + (int)threadIdx.x; i < a.k; i += n_ranks * THREADS)
             selected[i] = i < len ? i : -1;
@@ -212,14 +225,15 @@ __global__ void __launch_bounds__(THREADS) topk_cluster_kernel(td_topk_args a, i
             room->n_equal = equal;
         }
     }
-    td_cluster_sync();
+    sync_parts(n_ranks);
     n_above = lane < warp ? n_above : 0;
     n_equal = lane < warp ? n_equal : 0;
     if (lane < rank) {
         n_above += *td_cluster_peer(&room->n_above, lane);
         n_equal += *td_cluster_peer(&room->n_equal, lane);
     }
-    td_cluster_arrive(); /* this block reads no other one's memory any more */
+    if (n_ranks > 1)
+        td_cluster_arrive(); /* this block reads no other one's memory any more */
     n_above = __reduce_add_sync(0xffffffffu, n_above);
     n_equal = __reduce_add_sync(0xffffffffu, n_equal);
     for (int base = first; base < end; base += 32) {
@@ -234,7 +248,8 @@ __global__ void __launch_bounds__(THREADS) topk_cluster_kernel(td_topk_args a, i
         n_above += (uint32_t)__popc(above);
         n_equal += (uint32_t)__popc(equals);
     }
-    td_cluster_wait();
+    if (n_ranks > 1)
+        td_cluster_wait();
 }
 
 /* Blocks for each row: as many as there are SMs for; 1: the form for many rows. */
@@ -253,7 +268,8 @@ extern "C" td_status td_topk_cuda(const td_topk_args *a, td_stream *s)
     if (a->T == 0 || a->k == 0)
         return TD_OK;
     const int n_ranks = ranks_of(a);
-    const int64_t part_bytes = part_of(a->stride, n_ranks) * (int64_t)sizeof(uint32_t);
+    const int64_t part = part_of(a->stride, n_ranks), whole = part_of(SHORT, 1);
+    const int64_t part_bytes = (part > whole ? part : whole) * (int64_t)sizeof(uint32_t);
     if (n_ranks > 1 && part_bytes <= MAX_SHARED - (int64_t)sizeof(part_room))
         return td_cluster_launch(s, "topk", topk_cluster_kernel, (unsigned)(a->T * n_ranks),
                                  THREADS, sizeof(part_room) + (size_t)part_bytes, n_ranks, *a,
