@@ -32,6 +32,12 @@ __device__ inline void td_cluster_sync()
     td_cluster_wait();
 }
 
+/* Meets the others of a part of the block: 128 threads, part 0 .. 6. */
+__device__ inline void td_cluster_part_sync(int part)
+{
+    asm volatile("bar.sync %0, 128;" ::"r"(part + 1) : "memory");
+}
+
 /* Where the same place of this block's dynamic shared memory is in block `rank`'s. */
 template <typename T> __device__ inline const T *td_cluster_peer(const T *shared, int rank)
 {
@@ -43,7 +49,7 @@ template <typename T> __device__ inline const T *td_cluster_peer(const T *shared
 /* Launches n_blocks (a multiple of n_ranks) in clusters of n_ranks: 1, 2, 4 or 8. */
 template <typename... P, typename... A>
 static td_status td_cluster_launch(td_stream *s, const char *op, void (*kernel)(P...),
-                                   unsigned n_blocks, int n_threads, size_t n_shared, int n_ranks,
+                                   unsigned n_blocks, dim3 n_threads, size_t n_shared, int n_ranks,
                                    A... args)
 {
     cudaLaunchAttribute attr = {};
@@ -52,7 +58,7 @@ static td_status td_cluster_launch(td_stream *s, const char *op, void (*kernel)(
     attr.val.clusterDim.x = (unsigned)n_ranks;
     attr.val.clusterDim.y = attr.val.clusterDim.z = 1;
     config.gridDim = dim3(n_blocks);
-    config.blockDim = dim3((unsigned)n_threads);
+    config.blockDim = n_threads;
     config.dynamicSmemBytes = n_shared;
     config.stream = s->stream;
     config.attrs = &attr;

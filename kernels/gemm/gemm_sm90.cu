@@ -17,7 +17,7 @@ extern "C" {
 /* The tile's rows of x: first .. first + n - 1 of M. */
 __device__ static void number_rows(int32_t *index, int n, int first, int M)
 {
-    for (int i = threadIdx.x; i < n; i += (int)blockDim.x)
+    for (int i = threadIdx.y * blockDim.x + threadIdx.x; i < n; i += blockDim.x * blockDim.y)
         index[i] = first + i < M ? first + i : -1;
     __syncthreads();
 }
@@ -181,36 +181,37 @@ static td_status launch_e4m3(const td_gemm_args *a, td_stream *s)
     return td_cuda_launched(s, "gemm");
 }
 
-/* Few tokens, and few tiles of columns: K's blocks over the blocks of a cluster, see exact_few.cuh.
- */
+/* Few tokens: K's blocks over warpgroups, and where there are few tiles of columns over the blocks
+ * of a cluster, see exact_few.cuh. */
 template <int BT>
-__global__ void __launch_bounds__(td_exact_few<BT>::T::THREADS)
+__global__ void __launch_bounds__(td_exact_few<BT>::THREADS)
     gemm_e4m3_few_kernel(const __grid_constant__ td_gemm_args a, int m_tiles, int n_ranks)
 {
     extern __shared__ __align__(16) unsigned char shared[];
-    const td_exact_shared<64, BT> sh(shared);
+    const td_exact_few_shared<BT> sh(shared);
     const int tile = (int)blockIdx.x / n_ranks;
     const int m0 = tile % m_tiles * BT, n0 = tile / m_tiles * td_exact_few<BT>::R;
     const gemm_store store = {a, m0, n0};
     number_rows(sh.index, BT, m0, a.M);
-    td_exact_few_run<BT>(tile_of(a, n0, sh.index, 1), shared, sh, a.M - m0 < BT ? a.M - m0 : BT,
-                         n_ranks, store);
+    td_exact_few_run<BT>(tile_of(a, n0, sh.index, 1), sh, a.M - m0 < BT ? a.M - m0 : BT, n_ranks,
+                         store);
 }
 
 /* TD_PENDING: another form is faster, or this one has no room. */
 template <int BT> static td_status launch_few(const td_gemm_args *a, td_stream *s)
 {
-    const unsigned m_tiles = td_grid(a->M, BT), n_tiles = td_grid(a->N, td_exact_few<BT>::R);
+    typedef td_exact_few<BT> F;
+    const unsigned m_tiles = td_grid(a->M, BT), n_tiles = td_grid(a->N, F::R);
     const int64_t n_blocks = td_grid(a->K, TD_TILE_K);
     int n = 1;
     while (n < TD_CLUSTER_MAX && 2 * n * (int64_t)m_tiles * n_tiles <= SMS && n_blocks >= 4 * n)
         n *= 2;
-    if (n == 1 || n_blocks > MAX_FEW_BLOCKS ||
-        td_exact_few<BT>::bytes((int)n_blocks, n) > MAX_SHARED)
+    if ((n == 1 && a->M > FEW_ROWS) || n_blocks > MAX_FEW_BLOCKS ||
+        F::bytes((int)n_blocks) > MAX_SHARED)
         return TD_PENDING;
     return td_cluster_launch(s, "gemm", gemm_e4m3_few_kernel<BT>, m_tiles * n_tiles * (unsigned)n,
-                             td_exact_few<BT>::T::THREADS,
-                             td_exact_few<BT>::bytes((int)n_blocks, n), n, *a, (int)m_tiles, n);
+                             dim3(F::T::THREADS, F::GROUPS), F::bytes((int)n_blocks), n, *a,
+                             (int)m_tiles, n);
 }
 
 /* No tile changes a bit of the result. */

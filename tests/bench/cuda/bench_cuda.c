@@ -434,9 +434,10 @@ static void measure_few(gpu *g)
     static const struct {
         td_dtype dtype;
         int N, K;
-    } products[] = {{TD_BF16, 64, 7168},    {TD_BF16, 256, 7168}, {TD_BF16, 4096, 7168},
-                    {TD_BF16, 7168, 14336}, {TD_E4M3, 128, 7168}, {TD_E4M3, 576, 7168},
-                    {TD_E4M3, 1536, 7168},  {TD_E4M3, 2048, 7168}};
+    } products[] = {{TD_BF16, 64, 7168},    {TD_BF16, 256, 7168},  {TD_BF16, 4096, 7168},
+                    {TD_BF16, 7168, 14336}, {TD_E4M3, 128, 7168},  {TD_E4M3, 576, 7168},
+                    {TD_E4M3, 1536, 7168},  {TD_E4M3, 2048, 7168}, {TD_E4M3, 24576, 1536},
+                    {TD_E4M3, 18432, 7168}, {TD_E4M3, 7168, 16384}};
     static const int Ms[] = {1, 8, 32, 128, 4096};
     static const int lens[] = {4096, 16384, 65536, 163840};
     for (size_t i = 0; i < sizeof(products) / sizeof(*products); i++)
