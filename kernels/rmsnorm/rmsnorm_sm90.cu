@@ -10,6 +10,8 @@ extern "C" {
 
 #define WARPS 8
 #define HELD 8 /* groups to a warp at most: rows of 8192 */
+#define FEW_ROWS 132
+#define FEW_WARPS 32
 
 /* Where a row's operands and results are. */
 template <typename T> struct norm_row {
@@ -89,14 +91,34 @@ template <typename T> __device__ static td_group group_of(const four<T> &f)
     return z;
 }
 
-/* This lane's part of every group of the warp; of the last one again where there is no more. */
-template <typename T, int N> __device__ static void load_row(const T *row, int n_groups, four<T> *f)
+/* This lane's part of N groups of the warp, of W warps; of the row's last one again where there is
+ * no more. */
+template <typename T, int N, int W>
+__device__ static void load_row(const T *row, int n_groups, four<T> *f)
 {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
 #pragma unroll
     for (int j = 0; j < N; j++) {
-        const int g = warp + j * WARPS < n_groups ? warp + j * WARPS : n_groups - 1;
+        const int g = warp + j * W < n_groups ? warp + j * W : n_groups - 1;
         f[j] = *(const four<T> *)(row + g * TD_QUANT_GROUP + lane * 4);
+    }
+}
+
+/* The same of x + res, or of x, and of w. */
+template <typename T, int N, int W>
+__device__ static void load_sum(const td_rmsnorm_args &a, const norm_row<T> &row, int n_groups,
+                                td_group *z, four<float> *w)
+{
+    four<T> x[N], res[N];
+    load_row<T, N, W>(row.x, n_groups, x);
+    if (row.res != NULL)
+        load_row<T, N, W>(row.res, n_groups, res);
+    load_row<float, N, W>(a.w, n_groups, w);
+#pragma unroll
+    for (int j = 0; j < N; j++) {
+        z[j] = group_of(x[j]);
+        if (row.res != NULL)
+            z[j] = td_group_add(z[j], group_of(res[j]));
     }
 }
 
@@ -107,27 +129,49 @@ __global__ void __launch_bounds__(WARPS * 32) rmsnorm_held_kernel(td_rmsnorm_arg
     __shared__ float part[32];
     const int warp = threadIdx.x / 32, n_groups = a.D / TD_QUANT_GROUP;
     const norm_row<T> row(a, blockIdx.x, n_groups);
-    four<T> x[N], res[N];
     four<float> w[N];
     td_group z[N];
-    load_row<T, N>(row.x, n_groups, x);
-    if (row.res != NULL)
-        load_row<T, N>(row.res, n_groups, res);
-    load_row<float, N>(a.w, n_groups, w);
+    load_sum<T, N, WARPS>(a, row, n_groups, z, w);
     float sum = 0.0f;
 #pragma unroll
-    for (int j = 0; j < N; j++) {
-        z[j] = group_of(x[j]);
-        if (row.res != NULL)
-            z[j] = td_group_add(z[j], group_of(res[j]));
+    for (int j = 0; j < N; j++)
         if (warp + j * WARPS < n_groups)
             sum = sum_squares(z[j], sum);
-    }
     const float r = scale_of(sum, part, a);
 #pragma unroll
     for (int j = 0; j < N; j++)
         if (warp + j * WARPS < n_groups)
             finish(z[j], group_of(w[j]), r, warp + j * WARPS, a, row);
+}
+
+/* Few long rows: 32 warps to a row, so that a warp has two groups to scale and quantise. The first
+ * 8 of them sum, through shared memory, what they sum in the other forms. */
+template <typename T>
+__global__ void __launch_bounds__(FEW_WARPS * 32) rmsnorm_few_kernel(td_rmsnorm_args a)
+{
+    constexpr int N = HELD * WARPS / FEW_WARPS;
+    __shared__ float part[32];
+    __shared__ four<float> all[HELD * WARPS][32];
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, n_groups = a.D / TD_QUANT_GROUP;
+    const norm_row<T> row(a, blockIdx.x, n_groups);
+    four<float> w[N];
+    td_group z[N];
+    load_sum<T, N, FEW_WARPS>(a, row, n_groups, z, w);
+#pragma unroll
+    for (int j = 0; j < N; j++)
+        for (int i = 0; i < 4; i++)
+            all[warp + j * FEW_WARPS][lane].v[i] = z[j].v[i];
+    __syncthreads();
+    float sum = 0.0f;
+#pragma unroll
+    for (int j = 0; j < HELD; j++)
+        if (warp < WARPS && warp + j * WARPS < n_groups)
+            sum = sum_squares(group_of(all[warp + j * WARPS][lane]), sum);
+    const float r = scale_of(sum, part, a);
+#pragma unroll
+    for (int j = 0; j < N; j++)
+        if (warp + j * FEW_WARPS < n_groups)
+            finish(z[j], group_of(w[j]), r, warp + j * FEW_WARPS, a, row);
 }
 
 template <typename T> static int can_be_held(const td_rmsnorm_args *a)
@@ -145,6 +189,8 @@ template <typename T> static void launch(const td_rmsnorm_args *a, td_stream *s)
         rmsnorm_kernel<T><<<n_rows, WARPS * 32, 0, s->stream>>>(*a);
     else if (a->D <= HELD / 4 * WARPS * TD_QUANT_GROUP)
         rmsnorm_held_kernel<T, HELD / 4><<<n_rows, WARPS * 32, 0, s->stream>>>(*a);
+    else if (a->T <= FEW_ROWS)
+        rmsnorm_few_kernel<T><<<n_rows, FEW_WARPS * 32, 0, s->stream>>>(*a);
     else
         rmsnorm_held_kernel<T, HELD><<<n_rows, WARPS * 32, 0, s->stream>>>(*a);
 }
