@@ -8,19 +8,6 @@
 namespace mla8
 {
 
-template <int HEADS, bool DEEP>
-static td_status launch_values(const td_sparse_mla_args *a, const work *w, td_stream *s)
-{
-    const unsigned n_blocks = (unsigned)w->tokens * (unsigned)(w->heads / HEADS) * HALVES;
-    const td_status st = td_cuda_allow_shared(s, (const void *)value_kernel<HEADS, DEEP>,
-                                              sizeof(value_room<HEADS, DEEP>), "sparse_mla");
-    if (st < 0)
-        return st;
-    value_kernel<HEADS, DEEP>
-        <<<n_blocks, THREADS, sizeof(value_room<HEADS, DEEP>), s->stream>>>(*a, *w);
-    return td_cuda_launched(s, "sparse_mla");
-}
-
 /* Tokens w->first .. w->first + w->tokens - 1. */
 template <int HEADS>
 static td_status launch_tokens(const td_sparse_mla_args *a, const work *w, td_stream *s)
@@ -41,9 +28,8 @@ static td_status launch_tokens(const td_sparse_mla_args *a, const work *w, td_st
     }
     if (st < 0)
         return st;
-    if (HEADS <= 32 && blocks * HALVES <= SMS)
-        return launch_values<HEADS, HEADS <= 32>(a, w, s);
-    return launch_values<HEADS, false>(a, w, s);
+    value_kernel<HEADS><<<blocks * HALVES, THREADS, sizeof(value_room<HEADS>), s->stream>>>(*a, *w);
+    return td_cuda_launched(s, "sparse_mla");
 }
 
 /* The scratch memory's parts, each whole multiples of 256 bytes; how many bytes. */
@@ -72,6 +58,9 @@ template <int HEADS> static td_status launch(const td_sparse_mla_args *a, td_str
 {
     td_status st = td_cuda_allow_shared(s, (const void *)score_kernel<HEADS>,
                                         sizeof(score_room<HEADS>), "sparse_mla");
+    if (st == TD_OK)
+        st = td_cuda_allow_shared(s, (const void *)value_kernel<HEADS>, sizeof(value_room<HEADS>),
+                                  "sparse_mla");
     if (st < 0)
         return st;
     work w = {};

@@ -18,17 +18,15 @@ namespace mla8
 constexpr int COLUMNS = 256, HALVES = DIM_C / COLUMNS;
 constexpr int GROUPS = COLUMNS / TD_QUANT_GROUP; /* of scales, in a block */
 
-/* DEEP: no more than a block to an SM, which then has memory for tiles that are further ahead. No
- * bit depends on it. */
-template <int HEADS, bool DEEP> struct value_room {
+template <int HEADS> struct value_room {
     /* Two tiles are worked on, the next is widened, others travel. Two blocks to an SM, or one. */
-    static constexpr int STAGES = HEADS > 32 ? 6 : DEEP ? 8 : 4;
+    static constexpr int STAGES = HEADS > 32 ? 6 : 4;
     unsigned char p[STAGES][HEADS * TD_SWIZZLE_ROW];
     unsigned char rows[STAGES][TILE * COLUMNS];
     float scales[STAGES][GROUPS][TILE];
 };
 
-template <int HEADS, bool DEEP> constexpr int VALUE_BLOCKS = HEADS > 32 || DEEP ? 1 : 2;
+template <int HEADS> constexpr int VALUE_BLOCKS = HEADS > 32 ? 1 : 2;
 
 typedef struct { /* what a block works on */
     int64_t token;
@@ -55,11 +53,11 @@ __device__ inline int64_t own_place(const work &w, const value_place &at, int ti
 }
 
 /* Starts a tile on its way; place: own_place(). */
-template <int HEADS, bool DEEP>
+template <int HEADS>
 __device__ inline void fetch_tile(const td_sparse_mla_args &a, const work &w, const value_place &at,
-                                  int tile, int64_t place, value_room<HEADS, DEEP> *r)
+                                  int tile, int64_t place, value_room<HEADS> *r)
 {
-    const int stage = tile % value_room<HEADS, DEEP>::STAGES, lane = threadIdx.x % 32;
+    const int stage = tile % value_room<HEADS>::STAGES, lane = threadIdx.x % 32;
     if (tile < at.n_tiles) {
         const int piece = lane % 16, pair = threadIdx.x / 16;
         const unsigned char *plane = a.kv.plane + at.column + piece * 16;
@@ -105,11 +103,10 @@ __device__ inline void load_codes(const unsigned char *rows, int k, uint32_t *a,
 
 /* This lane's columns of a tile, as operands of both products: of sixteen keys 2q and 2q + 1, then
  * those eight behind. */
-template <int HEADS, bool DEEP>
-__device__ inline void widen_tile(const value_room<HEADS, DEEP> *r, int tile,
-                                  uint32_t x[TILE / 16][2][4])
+template <int HEADS>
+__device__ inline void widen_tile(const value_room<HEADS> *r, int tile, uint32_t x[TILE / 16][2][4])
 {
-    const int stage = tile % value_room<HEADS, DEEP>::STAGES, key = threadIdx.x % 4 * 2;
+    const int stage = tile % value_room<HEADS>::STAGES, key = threadIdx.x % 4 * 2;
     const unsigned char *rows = r->rows[stage];
     const float *scales = r->scales[stage][threadIdx.x / 128];
     uint32_t pairs[TILE / 8], low = 0, top = 0, a, b;
@@ -146,11 +143,11 @@ __device__ inline void widen_tile(const value_room<HEADS, DEEP> *r, int tile,
 }
 
 /* u += the tile's values times p; runs. */
-template <int HEADS, bool DEEP>
-__device__ inline void start_tile(const value_room<HEADS, DEEP> *r, int tile,
-                                  uint32_t x[TILE / 16][2][4], float u[2][HEADS / 2])
+template <int HEADS>
+__device__ inline void start_tile(const value_room<HEADS> *r, int tile, uint32_t x[TILE / 16][2][4],
+                                  float u[2][HEADS / 2])
 {
-    const uint64_t p = td_wgmma_desc(r->p[tile % value_room<HEADS, DEEP>::STAGES]);
+    const uint64_t p = td_wgmma_desc(r->p[tile % value_room<HEADS>::STAGES]);
     td_wgmma_hold<TILE / 16 * 8>(&x[0][0][0]);
     td_wgmma_hold<HEADS>(&u[0][0]);
     td_wgmma_begin();
@@ -164,20 +161,20 @@ __device__ inline void start_tile(const value_room<HEADS, DEEP> *r, int tile,
 
 /* Tile's products, with its values in x[ODD]; the next one's values to the other. An even tile's
  * products run on into the next round. */
-template <int HEADS, bool DEEP, int ODD>
+template <int HEADS, int ODD>
 __device__ inline void value_tile(const td_sparse_mla_args &a, const work &w, const value_place &at,
-                                  int tile, int64_t *coming, value_room<HEADS, DEEP> *r,
+                                  int tile, int64_t *coming, value_room<HEADS> *r,
                                   uint32_t x[2][TILE / 16][2][4], float u[2][HEADS / 2])
 {
-    constexpr int STAGES = value_room<HEADS, DEEP>::STAGES;
-    start_tile<HEADS, DEEP>(r, tile, x[ODD], u);
+    constexpr int STAGES = value_room<HEADS>::STAGES;
+    start_tile<HEADS>(r, tile, x[ODD], u);
     const int64_t place = *coming;
     *coming = own_place(w, at, tile + STAGES - 1);
-    fetch_tile<HEADS, DEEP>(a, w, at, tile + STAGES - 2, place, r); /* where tile - 2 stood */
+    fetch_tile<HEADS>(a, w, at, tile + STAGES - 2, place, r); /* where tile - 2 stood */
     if (ODD)
         td_wgmma_wait<1>(); /* on the other's reader */
     if (tile + 1 < at.n_tiles)
-        widen_tile<HEADS, DEEP>(r, tile + 1, x[1 - ODD]);
+        widen_tile<HEADS>(r, tile + 1, x[1 - ODD]);
     td_wgmma_hold<TILE / 16 * 8>(&x[1 - ODD][0][0][0]); /* before the wait */
     td_copy_wait<STAGES - 4>();
     td_wgmma_publish();
@@ -188,20 +185,20 @@ __device__ inline void value_tile(const td_sparse_mla_args &a, const work &w, co
     __syncthreads(); /* tile + 2 is there; nobody works on tile - 1 any more */
 }
 
-template <int HEADS, bool DEEP>
-__global__ void __launch_bounds__(THREADS, VALUE_BLOCKS<HEADS, DEEP>)
+template <int HEADS>
+__global__ void __launch_bounds__(THREADS, VALUE_BLOCKS<HEADS>)
     value_kernel(const __grid_constant__ td_sparse_mla_args a, const __grid_constant__ work w)
 {
     extern __shared__ __align__(1024) unsigned char shared[];
-    value_room<HEADS, DEEP> *r = (value_room<HEADS, DEEP> *)shared;
-    constexpr int STAGES = value_room<HEADS, DEEP>::STAGES;
+    value_room<HEADS> *r = (value_room<HEADS> *)shared;
+    constexpr int STAGES = value_room<HEADS>::STAGES;
     const int64_t block = blockIdx.x / HALVES;
     const int n_groups = w.heads / HEADS;
     value_place at = {block / n_groups, (int)(block % n_groups) * HEADS,
                       (int)(blockIdx.x % HALVES) * COLUMNS, 0};
     at.n_tiles = (w.used[at.token] + 2 * TILE - 1) / (2 * TILE) * 2;
     for (int tile = 0; tile < STAGES - 2; tile++)
-        fetch_tile<HEADS, DEEP>(a, w, at, tile, own_place(w, at, tile), r);
+        fetch_tile<HEADS>(a, w, at, tile, own_place(w, at, tile), r);
     int64_t coming = own_place(w, at, STAGES - 2); /* of the tile that is fetched next */
     td_copy_wait<STAGES - 4>();
     td_wgmma_publish();
@@ -209,10 +206,10 @@ __global__ void __launch_bounds__(THREADS, VALUE_BLOCKS<HEADS, DEEP>)
     uint32_t x[2][TILE / 16][2][4];
     float u[2][HEADS / 2] = {};
     if (at.n_tiles > 0)
-        widen_tile<HEADS, DEEP>(r, 0, x[0]);
+        widen_tile<HEADS>(r, 0, x[0]);
     for (int tile = 0; tile < at.n_tiles; tile += 2) {
-        value_tile<HEADS, DEEP, 0>(a, w, at, tile, &coming, r, x, u);
-        value_tile<HEADS, DEEP, 1>(a, w, at, tile + 1, &coming, r, x, u);
+        value_tile<HEADS, 0>(a, w, at, tile, &coming, r, x, u);
+        value_tile<HEADS, 1>(a, w, at, tile + 1, &coming, r, x, u);
     }
     td_copy_wait<0>();
     const int lane = threadIdx.x % 32, head = at.head + lane % 4 * 2;
