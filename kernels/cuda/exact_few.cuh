@@ -73,7 +73,7 @@ __device__ inline void td_exact_few_fetch(const td_tile_args &args,
     td_copy_commit();
 }
 
-/* The products of this warpgroup's i-th block of K, to d. */
+/* The products of this warpgroup's i-th block of K, to d; if there is none, it only meets. */
 template <int BT>
 __device__ inline void td_exact_few_products(const td_tile_args &args,
                                              const td_exact_few_shared<BT> &sh, int i, int n_groups,
@@ -83,6 +83,11 @@ __device__ inline void td_exact_few_products(const td_tile_args &args,
     const int row = threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4, col = threadIdx.x % 4 * 2;
     uint32_t a[TD_TILE_K / 16][4];
     float blk[BT / 2];
+    if (td_exact_few_block<BT>(i, n_groups) >= n_blocks) { /* alike for all of a warpgroup */
+        td_cluster_part_sync((int)threadIdx.y);
+        td_cluster_part_sync((int)threadIdx.y);
+        return;
+    }
     td_copy_wait<F::STAGES - 1>();
     td_cluster_part_sync((int)threadIdx.y); /* block i is there, and x of the one before was used */
     td_exact_widen_w<F::R>(sh.stage_of(i), a);
@@ -143,12 +148,9 @@ __device__ inline void td_exact_few_run(const td_tile_args &args, const td_exact
                        args.ws[i % n_blocks];
     for (int round = 0; round * n_groups * F::EACH < n_blocks; round++) {
         float *d = sh.d + round % 2 * F::SLOTS * F::D_ROOM;
-        for (int k = 0; k < F::EACH; k++) {
-            const int i = round * F::EACH + k;
-            if (td_exact_few_block<BT>(i, n_groups) < n_blocks) /* alike for all of a warpgroup */
-                td_exact_few_products<BT>(args, sh, i, n_groups, n_blocks,
-                                          d + ((int)threadIdx.y * F::EACH + k) * F::D_ROOM);
-        }
+        for (int k = 0; k < F::EACH; k++)
+            td_exact_few_products<BT>(args, sh, round * F::EACH + k, n_groups, n_blocks,
+                                      d + ((int)threadIdx.y * F::EACH + k) * F::D_ROOM);
         if (n_ranks > 1)
             td_cluster_sync();
         else

@@ -13,6 +13,7 @@ extern "C" {
 #define SMS 132                /* of an H100; changes what is fast, and where K is split */
 #define MAX_SHARED (227 << 10) /* of a block */
 #define MAX_FEW_BLOCKS 256     /* of K, for products of few tokens */
+#define LONG_FEW_BLOCKS 32     /* so many are worth their warpgroups where every SM has tiles */
 
 /* The tile's rows of x: first .. first + n - 1 of M. */
 __device__ static void number_rows(int32_t *index, int n, int first, int M)
@@ -132,13 +133,21 @@ static td_status launch_stages(const td_gemm_args *a, int n_parts, td_stream *s)
         TD_TILE_THREADS, td_tile_shared<td_bf16, BM, STAGES>(), n_parts, *a, (int)m_tiles, n_parts);
 }
 
+/* Whether all blocks run at once with one to an SM: a cluster's are neighbours, and of the SMs a
+ * GPU's parts may have some over. */
+static bool fits_once(int64_t n_blocks, int n_ranks)
+{
+    return n_blocks <= (n_ranks > 2 ? SMS * 3 / 4 : SMS);
+}
+
 /* Where parts leave no more than a block to an SM, it has all of its shared memory: more loads in
  * flight for the same bits. */
 template <int BM, bool ALIGNED, int DEEP>
 static td_status launch_bf16(const td_gemm_args *a, td_stream *s)
 {
     const int n_parts = parts_of(a->N, a->K);
-    if (n_parts > 1 && (int64_t)td_grid(a->M, BM) * td_grid(a->N, TD_TILE_N) * n_parts <= SMS)
+    const int64_t n_tiles = (int64_t)td_grid(a->M, BM) * td_grid(a->N, TD_TILE_N);
+    if (n_parts > 1 && fits_once(n_tiles * n_parts, n_parts))
         return launch_stages<BM, ALIGNED, DEEP>(a, n_parts, s);
     return launch_stages<BM, ALIGNED, TD_TILE_STAGES>(a, n_parts, s);
 }
@@ -197,19 +206,19 @@ __global__ void __launch_bounds__(td_exact_few<BT>::THREADS)
                          store);
 }
 
-/* TD_PENDING: another form is faster, or this one has no room. */
+/* TD_PENDING: another form is faster, as measured on an H100, or this one has no room. */
 template <int BT> static td_status launch_few(const td_gemm_args *a, td_stream *s)
 {
     typedef td_exact_few<BT> F;
     const unsigned m_tiles = td_grid(a->M, BT), n_tiles = td_grid(a->N, F::R);
-    const int64_t n_blocks = td_grid(a->K, TD_TILE_K);
+    const int64_t n_blocks = td_grid(a->K, TD_TILE_K), tiles = (int64_t)m_tiles * n_tiles;
     int n = 1;
-    while (n < TD_CLUSTER_MAX && 2 * n * (int64_t)m_tiles * n_tiles <= SMS && n_blocks >= 4 * n)
+    while (n < TD_CLUSTER_MAX && fits_once(2 * n * tiles, 2 * n) && n_blocks >= 4 * n)
         n *= 2;
-    if ((n == 1 && a->M > FEW_ROWS) || n_blocks > MAX_FEW_BLOCKS ||
-        F::bytes((int)n_blocks) > MAX_SHARED)
+    const bool faster = a->M > FEW_ROWS ? n > 2 : n > 1 || n_blocks >= LONG_FEW_BLOCKS;
+    if (!faster || n_blocks > MAX_FEW_BLOCKS || F::bytes((int)n_blocks) > MAX_SHARED)
         return TD_PENDING;
-    return td_cluster_launch(s, "gemm", gemm_e4m3_few_kernel<BT>, m_tiles * n_tiles * (unsigned)n,
+    return td_cluster_launch(s, "gemm", gemm_e4m3_few_kernel<BT>, (unsigned)tiles * (unsigned)n,
                              dim3(F::T::THREADS, F::GROUPS), F::bytes((int)n_blocks), n, *a,
                              (int)m_tiles, n);
 }
