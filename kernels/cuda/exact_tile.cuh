@@ -55,6 +55,14 @@ template <int R, int BT> struct td_exact_shared {
     unsigned char *stages; /* [STAGES] rows of w, then of x, of 128 bytes */
     float *scales;         /* [RING] */
     int32_t *index;        /* [BT] rows of x; -1: none */
+    __device__ unsigned char *stage_of(int kb) const
+    {
+        return stages + kb % T::STAGES * T::STAGE_BYTES;
+    }
+    __device__ unsigned char *wide_of(int kb) const
+    {
+        return wide + kb % TD_EXACT_WIDE * T::WIDE_BYTES;
+    }
     __device__ explicit td_exact_shared(unsigned char *dynamic)
     {
         const uint32_t at = (uint32_t)__cvta_generic_to_shared(dynamic);
@@ -72,37 +80,46 @@ __device__ inline int td_exact_w_at(int row, int piece)
     return row * TD_TILE_K + (piece ^ (row & 1) * 4) * 16;
 }
 
-/* Block kb of the tile's rows and scales. Pieces that are not there become zeros. */
+/* Block kb of the tile's rows to a stage: rows of w, then of x (index: which, -1: none). Pieces
+ * that are not there become zeros. */
+template <int R, int BT, bool ALIGNED>
+__device__ inline void td_exact_fetch_rows(const td_tile_args &a, const int32_t *index,
+                                           unsigned char *stage, int kb)
+{
+    typedef td_exact_tile<R, BT> T;
+    const int piece = threadIdx.x % 8, first = threadIdx.x / 8, k = kb * TD_TILE_K + piece * 16;
+    const uint8_t *w = (const uint8_t *)a.w, *x = (const uint8_t *)a.x;
+#pragma unroll
+    for (int i = 0; i < R; i += T::THREADS / 8) {
+        const int row = first + i;
+        if (R % (T::THREADS / 8) != 0 && row >= R)
+            break;
+        const bool there = row < a.n_cols;
+        td_tile_piece<uint8_t, ALIGNED>(stage + td_exact_w_at(row, piece),
+                                        w + (there ? (int64_t)row * a.K : 0) + k, w,
+                                        there ? a.K - k : 0);
+    }
+#pragma unroll
+    for (int i = 0; i < BT; i += T::THREADS / 8) {
+        const int row = first + i;
+        if (BT % (T::THREADS / 8) != 0 && row >= BT)
+            break;
+        const int32_t from = index[row];
+        td_tile_piece<uint8_t, ALIGNED>(stage + R * TD_TILE_K + td_swizzle(row, piece),
+                                        x + (from < 0 ? 0 : from * a.x_stride) + k, w,
+                                        from < 0 ? 0 : a.K - k);
+    }
+}
+
+/* Block kb of the tile's rows and scales. */
 template <int R, int BT, bool ALIGNED>
 __device__ inline void td_exact_fetch(const td_tile_args &a, const td_exact_shared<R, BT> &sh,
                                       int kb, int n_blocks)
 {
     typedef td_exact_tile<R, BT> T;
-    const int piece = threadIdx.x % 8, first = threadIdx.x / 8, k = kb * TD_TILE_K + piece * 16;
-    const uint8_t *w = (const uint8_t *)a.w, *x = (const uint8_t *)a.x;
-    unsigned char *stage = sh.stages + kb % T::STAGES * T::STAGE_BYTES;
     float *scales = sh.scales + kb % T::RING * T::SCALES;
     if (kb < n_blocks) {
-#pragma unroll
-        for (int i = 0; i < R; i += T::THREADS / 8) {
-            const int row = first + i;
-            if (R % (T::THREADS / 8) != 0 && row >= R)
-                break;
-            const bool there = row < a.n_cols;
-            td_tile_piece<uint8_t, ALIGNED>(stage + td_exact_w_at(row, piece),
-                                            w + (there ? (int64_t)row * a.K : 0) + k, w,
-                                            there ? a.K - k : 0);
-        }
-#pragma unroll
-        for (int i = 0; i < BT; i += T::THREADS / 8) {
-            const int row = first + i;
-            if (BT % (T::THREADS / 8) != 0 && row >= BT)
-                break;
-            const int32_t from = sh.index[row];
-            td_tile_piece<uint8_t, ALIGNED>(stage + R * TD_TILE_K + td_swizzle(row, piece),
-                                            x + (from < 0 ? 0 : from * a.x_stride) + k, w,
-                                            from < 0 ? 0 : a.K - k);
-        }
+        td_exact_fetch_rows<R, BT, ALIGNED>(a, sh.index, sh.stage_of(kb), kb);
         for (int r = threadIdx.x; r <= BT; r += T::THREADS) {
             const int32_t row = r < BT ? sh.index[r] : 0;
             const float *from = r < BT ? a.xs + (int64_t)row * n_blocks : a.ws;
@@ -112,14 +129,11 @@ __device__ inline void td_exact_fetch(const td_tile_args &a, const td_exact_shar
     td_copy_commit();
 }
 
-/* This lane's part of block kb of w, as f16. Warps without rows leave what there is. */
-template <int R, int BT>
-__device__ inline void td_exact_widen_w(const td_exact_shared<R, BT> &sh, int kb,
-                                        uint32_t a[TD_TILE_K / 16][4])
+/* This lane's part of a stage's w, as f16. Warps without rows leave what there is. */
+template <int R>
+__device__ inline void td_exact_widen_w(const unsigned char *stage, uint32_t a[TD_TILE_K / 16][4])
 {
-    typedef td_exact_tile<R, BT> T;
     const int row = threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4, q = threadIdx.x % 4;
-    const unsigned char *stage = sh.stages + kb % T::STAGES * T::STAGE_BYTES;
     if (R < 64 && threadIdx.x / 32 * 16 >= R)
         return;
 #pragma unroll
@@ -135,14 +149,13 @@ __device__ inline void td_exact_widen_w(const td_exact_shared<R, BT> &sh, int kb
     }
 }
 
-/* Block kb of x as f16: two operands of 64 elements of K, one behind the other. The last threads
+/* A stage's x as f16: two operands of 64 elements of K, one behind the other. The last threads
  * begin: with R below 64 they have no rows of w. */
 template <int R, int BT>
-__device__ inline void td_exact_widen_x(const td_exact_shared<R, BT> &sh, int kb)
+__device__ inline void td_exact_widen_x(const unsigned char *stage, unsigned char *to)
 {
     typedef td_exact_tile<R, BT> T;
-    const unsigned char *from = sh.stages + kb % T::STAGES * T::STAGE_BYTES + R * TD_TILE_K;
-    unsigned char *to = sh.wide + kb % TD_EXACT_WIDE * T::WIDE_BYTES;
+    const unsigned char *from = stage + R * TD_TILE_K;
 #pragma unroll(BT > 64 ? 1 : 8) /* 128 tokens: registers are short */
     for (int first = 0; first < 8 * BT; first += T::THREADS) {
         const int u = first + T::THREADS - 1 - (int)threadIdx.x;
@@ -160,15 +173,14 @@ __device__ inline void td_exact_widen_x(const td_exact_shared<R, BT> &sh, int kb
     }
 }
 
-/* Starts the products of block kb with N tokens. */
+/* Starts the products of a block of K with N tokens; wide: its x. */
 template <int R, int BT>
-__device__ inline void td_exact_start(const td_exact_shared<R, BT> &sh, int kb, int half,
+__device__ inline void td_exact_start(const unsigned char *wide, int half,
                                       uint32_t a[TD_TILE_K / 16][4],
                                       float blk[td_exact_tile<R, BT>::N / 2])
 {
     typedef td_exact_tile<R, BT> T;
-    const uint64_t x =
-        td_wgmma_desc(sh.wide + kb % TD_EXACT_WIDE * T::WIDE_BYTES + half * T::N * TD_SWIZZLE_ROW);
+    const uint64_t x = td_wgmma_desc(wide + half * T::N * TD_SWIZZLE_ROW);
     td_wgmma_hold<T::N / 2>(blk);
     if (half == 0) /* the other half shares them, and products may be reading them already */
         td_wgmma_hold<TD_TILE_K / 4>(&a[0][0]);
@@ -220,19 +232,19 @@ __device__ inline void td_exact_block(const td_tile_args &args, const td_exact_s
     constexpr int MINE = T::HALVES == 2 ? 0 : ODD;
     float *const d = h.d[MINE], *const other = h.d[1 - MINE];
     const int last = T::HALVES - 1;
-    td_exact_start<R, BT>(sh, kb, 0, h.a[ODD], d);
+    td_exact_start<R, BT>(sh.wide_of(kb), 0, h.a[ODD], d);
     if (kb > 0) {
         td_wgmma_wait<1>();
         td_exact_sum<R, BT>(sh, kb - 1, last, n_blocks, other, h.acc[last]);
     }
     if (T::HALVES == 2)
-        td_exact_start<R, BT>(sh, kb, 1, h.a[ODD], other);
-    td_exact_widen_x<R, BT>(sh, kb + 1);
+        td_exact_start<R, BT>(sh.wide_of(kb), 1, h.a[ODD], other);
+    td_exact_widen_x<R, BT>(sh.stage_of(kb + 1), sh.wide_of(kb + 1));
     if (T::HALVES == 2) {
         td_wgmma_wait<1>();
         td_exact_sum<R, BT>(sh, kb, 0, n_blocks, d, h.acc[0]);
     }
-    td_exact_widen_w<R, BT>(sh, kb + 1, h.a[1 - ODD]);
+    td_exact_widen_w<R>(sh.stage_of(kb + 1), h.a[1 - ODD]);
     td_exact_fetch<R, BT, ALIGNED>(args, sh, kb + T::STAGES, n_blocks);
     td_copy_wait<T::STAGES - 2>();
     td_wgmma_publish();
@@ -253,8 +265,8 @@ __device__ inline void td_exact_run(const td_tile_args &args, const td_exact_sha
         td_exact_fetch<R, BT, ALIGNED>(args, sh, s, n_blocks);
     td_copy_wait<T::STAGES - 2>();
     __syncthreads();
-    td_exact_widen_w<R, BT>(sh, 0, h.a[0]);
-    td_exact_widen_x<R, BT>(sh, 0);
+    td_exact_widen_w<R>(sh.stage_of(0), h.a[0]);
+    td_exact_widen_x<R, BT>(sh.stage_of(0), sh.wide_of(0));
     td_wgmma_publish();
     __syncthreads();
     td_exact_block<R, BT, ALIGNED, 0>(args, sh, 0, n_blocks, h);

@@ -14,7 +14,7 @@
 
 #define TD_TILE_THREADS 128
 #define TD_TILE_N 64
-#define TD_TILE_STAGES 3 /* blocks of K in flight; more cost occupancy and bring nothing */
+#define TD_TILE_STAGES 3 /* blocks of K in flight; more cost occupancy */
 #define TD_TILE_K TD_QUANT_GROUP
 
 /* Rows of x: index[i] is the row that tile row i takes, -1: none (zeros). */
@@ -33,9 +33,9 @@ template <typename E> struct td_tile_row { /* bytes of a row in shared memory: f
     static const int bytes = (int)sizeof(E) * TD_TILE_K + 32;
 };
 
-template <typename E, int BM> static constexpr size_t td_tile_shared()
+template <typename E, int BM, int STAGES = TD_TILE_STAGES> static constexpr size_t td_tile_shared()
 {
-    return (size_t)TD_TILE_STAGES * (BM + TD_TILE_N) * td_tile_row<E>::bytes + BM * sizeof(int32_t);
+    return (size_t)STAGES * (BM + TD_TILE_N) * td_tile_row<E>::bytes + BM * sizeof(int32_t);
 }
 
 /* Sixteen bytes of a row, `left` elements of which exist (0 or less: none). */
@@ -53,26 +53,30 @@ __device__ inline void td_tile_piece(unsigned char *shared, const E *from, const
     }
 }
 
-/* Block kb of the tile's rows into one stage. */
+/* Block kb of the tile's rows into one stage. A thread has the same piece of every so many-th row.
+ */
 template <typename E, int BM, bool ALIGNED>
 __device__ inline void td_tile_fetch(const td_tile_args &a, unsigned char *stage, int kb)
 {
-    const int per = 16 / (int)sizeof(E), pieces = TD_TILE_K / per;
-    for (int i = threadIdx.x; i < (BM + TD_TILE_N) * pieces; i += TD_TILE_THREADS) {
-        const int row = i / pieces, k = kb * TD_TILE_K + i % pieces * per;
-        const E *from;
-        int left = a.K - k;
-        if (row < BM) {
-            const int32_t at = a.index[row];
-            from = (const E *)a.x + (at < 0 ? 0 : at * a.x_stride) + k;
-            left = at < 0 ? 0 : left;
-        } else {
-            const int n = row - BM;
-            from = (const E *)a.w + (n < a.n_cols ? (int64_t)n * a.K : 0) + k;
-            left = n < a.n_cols ? left : 0;
-        }
-        td_tile_piece<E, ALIGNED>(stage + row * td_tile_row<E>::bytes + i % pieces * 16, from, a.w,
-                                  left);
+    constexpr int PER = 16 / (int)sizeof(E), PIECES = TD_TILE_K / PER;
+    constexpr int STEP = TD_TILE_THREADS / PIECES; /* rows at a time */
+    static_assert(BM % STEP == 0 && TD_TILE_N % STEP == 0, "rows are x's, or they are w's");
+    const int piece = (int)threadIdx.x % PIECES, first = (int)threadIdx.x / PIECES;
+    const int k = kb * TD_TILE_K + piece * PER, left = a.K - k;
+    unsigned char *to = stage + first * td_tile_row<E>::bytes + piece * 16;
+    const E *x = (const E *)a.x + k, *w = (const E *)a.w + k;
+#pragma unroll
+    for (int i = 0; i < BM; i += STEP) {
+        const int32_t at = a.index[first + i];
+        td_tile_piece<E, ALIGNED>(to + i * td_tile_row<E>::bytes,
+                                  x + (at < 0 ? 0 : at * a.x_stride), a.w, at < 0 ? 0 : left);
+    }
+#pragma unroll
+    for (int i = 0; i < TD_TILE_N; i += STEP) {
+        const int n = first + i;
+        td_tile_piece<E, ALIGNED>(to + (BM + i) * td_tile_row<E>::bytes,
+                                  w + (n < a.n_cols ? (int64_t)n * a.K : 0), a.w,
+                                  n < a.n_cols ? left : 0);
     }
 }
 
@@ -154,40 +158,59 @@ __device__ inline void td_tile_promote(const float blk[][td_tile_warps<BM>::NF][
                 acc[m][n][i] += blk[m][n][i];
 }
 
-/* The tile's elements to store(row of the tile, column of the tile, value); rows without index and
- * columns that do not exist come too: store() leaves them. shared: td_tile_shared() less the index.
+/* acc = the tile's products over blocks first .. end - 1 of K, which may be none. shared:
+ * td_tile_shared() less the index; a __syncthreads() must come before it is used for anything else.
  */
-template <typename E, int BM, bool ALIGNED, typename Store>
-__device__ inline void td_tile_run(const td_tile_args &a, unsigned char *shared, Store store)
+template <typename E, int BM, bool ALIGNED, int STAGES>
+__device__ inline void td_tile_sum(const td_tile_args &a, unsigned char *shared, int first, int end,
+                                   float acc[][td_tile_warps<BM>::NF][4])
 {
     typedef td_tile_warps<BM> W;
-    const int n_blocks = (a.K + TD_TILE_K - 1) / TD_TILE_K;
     const int stage_bytes = (BM + TD_TILE_N) * td_tile_row<E>::bytes;
-    float acc[W::MF][W::NF][4] = {};
-    for (int s = 0; s < TD_TILE_STAGES - 1; s++) {
-        if (s < n_blocks)
-            td_tile_fetch<E, BM, ALIGNED>(a, shared + s * stage_bytes, s);
+    for (int s = 0; s < STAGES - 1; s++) {
+        if (first + s < end)
+            td_tile_fetch<E, BM, ALIGNED>(a, shared + s * stage_bytes, first + s);
         td_copy_commit();
     }
-    for (int kb = 0; kb < n_blocks; kb++) {
+    for (int i = 0; first + i < end; i++) {
         float blk[W::MF][W::NF][4] = {};
-        td_copy_wait<TD_TILE_STAGES - 2>();
-        __syncthreads(); /* block kb is there, and everybody is done with the stage filled next */
-        const int next = kb + TD_TILE_STAGES - 1;
-        if (next < n_blocks)
-            td_tile_fetch<E, BM, ALIGNED>(a, shared + next % TD_TILE_STAGES * stage_bytes, next);
+        td_copy_wait<STAGES - 2>();
+        __syncthreads(); /* block i is there, and everybody is done with the stage filled next */
+        const int next = i + STAGES - 1;
+        if (first + next < end)
+            td_tile_fetch<E, BM, ALIGNED>(a, shared + next % STAGES * stage_bytes, first + next);
         td_copy_commit();
-        td_tile_block<E, BM>(shared + kb % TD_TILE_STAGES * stage_bytes, blk);
+        td_tile_block<E, BM>(shared + i % STAGES * stage_bytes, blk);
         td_tile_promote<BM>(blk, acc);
     }
     td_copy_wait<0>();
+}
+
+/* A thread's elements to give(row of the tile, column of the tile, value). */
+template <int BM, typename Give>
+__device__ inline void td_tile_give(const float acc[][td_tile_warps<BM>::NF][4], Give give)
+{
+    typedef td_tile_warps<BM> W;
 #pragma unroll
     for (int m = 0; m < W::MF; m++)
 #pragma unroll
         for (int n = 0; n < W::NF; n++)
 #pragma unroll
             for (int i = 0; i < 4; i++)
-                store(W::row(m) + i / 2 * 8, W::col(n) + i % 2, acc[m][n][i]);
+                give(W::row(m) + i / 2 * 8, W::col(n) + i % 2, acc[m][n][i]);
+}
+
+/* The tile's elements, over all of K, to store(row of the tile, column of the tile, value); rows
+ * without index and columns that do not exist come too: store() leaves them. shared:
+ * td_tile_shared() less the index. */
+template <typename E, int BM, bool ALIGNED, typename Store>
+__device__ inline void td_tile_run(const td_tile_args &a, unsigned char *shared, Store store)
+{
+    typedef td_tile_warps<BM> W;
+    float acc[W::MF][W::NF][4] = {};
+    td_tile_sum<E, BM, ALIGNED, TD_TILE_STAGES>(a, shared, 0, (a.K + TD_TILE_K - 1) / TD_TILE_K,
+                                                acc);
+    td_tile_give<BM>(acc, store);
 }
 
 /* ---- f32: 16 x 64 elements, a thread has 2 x 4 of them ---- */

@@ -1,17 +1,24 @@
 /* gemm_sm90.cu - e4m3: a block per tile of 8 to 128 rows of x and 16 to 128 of w on wgmma, see
- * exact_tile.cuh. bf16 and f32, the generic path: a block per tile of 64 (16 for few rows) x 64,
- * see tile.cuh. */
-#include "kernels/cuda/exact_tile.cuh"
+ * exact_tile.cuh. bf16: a tile of 64 (16 for few rows) x 64, see tile.cuh, by a cluster of 1 to 8
+ * blocks: where N is small K is split between them, by N and K alone, and the parts are added in
+ * their order, so that a row's bits are the same in any batch. f32, the generic path: a block per
+ * tile, K in one. */
+#include "kernels/cuda/cluster.cuh"
+#include "kernels/cuda/exact_few.cuh"
 extern "C" {
 #include "kernels/gemm/gemm.h"
 }
 
 #define FEW_ROWS 16
+#define SMS 132                /* of an H100; changes what is fast, and where K is split */
+#define MAX_SHARED (227 << 10) /* of a block */
+#define MAX_FEW_BLOCKS 256     /* of K, for products of few tokens */
+#define LONG_FEW_BLOCKS 32     /* so many are worth their warpgroups where every SM has tiles */
 
 /* The tile's rows of x: first .. first + n - 1 of M. */
 __device__ static void number_rows(int32_t *index, int n, int first, int M)
 {
-    for (int i = threadIdx.x; i < n; i += (int)blockDim.x)
+    for (int i = threadIdx.y * blockDim.x + threadIdx.x; i < n; i += blockDim.x * blockDim.y)
         index[i] = first + i < M ? first + i : -1;
     __syncthreads();
 }
@@ -42,16 +49,58 @@ __device__ static td_tile_args tile_of(const td_gemm_args &a, int n0, const int3
     return t;
 }
 
-template <typename E, int BM, bool ALIGNED>
-__global__ void __launch_bounds__(TD_TILE_THREADS) gemm_kernel(td_gemm_args a, int m_tiles)
+#define PART_ROW (TD_TILE_N + 8) /* floats: free of conflicts */
+
+/* The parts of the cluster's blocks in their order; each block stores some of the tile's elements.
+ * part: [BM][PART_ROW], the block's own, in dynamic shared memory. */
+template <int BM>
+__device__ static void store_parts(const float *part, int n_parts, const gemm_store &store)
+{
+    const int n_each = BM * TD_TILE_N / n_parts, first = td_cluster_rank() * n_each;
+    td_cluster_sync();
+    for (int i = first + (int)threadIdx.x; i < first + n_each; i += TD_TILE_THREADS) {
+        const int row = i / TD_TILE_N, col = i % TD_TILE_N;
+        float v[TD_CLUSTER_MAX];
+#pragma unroll
+        for (int p = 0; p < TD_CLUSTER_MAX; p++)
+            v[p] = p < n_parts ? td_cluster_peer(part, p)[row * PART_ROW + col] : 0.0f;
+        float sum = v[0];
+#pragma unroll
+        for (int p = 1; p < TD_CLUSTER_MAX; p++)
+            sum = p < n_parts ? sum + v[p] : sum;
+        store(row, col, sum);
+    }
+    td_cluster_sync(); /* nobody reads this block's part any more */
+}
+
+template <int BM, bool ALIGNED, int STAGES>
+__global__ void __launch_bounds__(TD_TILE_THREADS)
+    gemm_bf16_kernel(td_gemm_args a, int m_tiles, int n_parts)
 {
     extern __shared__ __align__(16) unsigned char shared[];
+    typedef td_tile_warps<BM> W;
+    static_assert(BM * PART_ROW * sizeof(float) <=
+                      STAGES * (BM + TD_TILE_N) * td_tile_row<td_bf16>::bytes,
+                  "a part takes the stages' place");
     int32_t *index = (int32_t *)shared;
-    const int m0 = (int)(blockIdx.x % m_tiles) * BM, n0 = (int)(blockIdx.x / m_tiles) * TD_TILE_N;
+    unsigned char *stages = shared + BM * sizeof(int32_t);
+    const int tile = (int)blockIdx.x / n_parts, rank = (int)blockIdx.x % n_parts;
+    const int m0 = tile % m_tiles * BM, n0 = tile / m_tiles * TD_TILE_N;
+    const int n_blocks = (a.K + TD_TILE_K - 1) / TD_TILE_K;
+    float acc[W::MF][W::NF][4] = {};
     number_rows(index, BM, m0, a.M);
     const gemm_store store = {a, m0, n0};
-    td_tile_run<E, BM, ALIGNED>(tile_of(a, n0, index, sizeof(E)), shared + BM * sizeof(int32_t),
-                                store);
+    td_tile_sum<td_bf16, BM, ALIGNED, STAGES>(tile_of(a, n0, index, sizeof(td_bf16)), stages,
+                                              n_blocks * rank / n_parts,
+                                              n_blocks * (rank + 1) / n_parts, acc);
+    if (n_parts == 1) {
+        td_tile_give<BM>(acc, store);
+        return;
+    }
+    float *part = (float *)stages;
+    __syncthreads();
+    td_tile_give<BM>(acc, [=](int row, int col, float v) { part[row * PART_ROW + col] = v; });
+    store_parts<BM>(part, n_parts, store);
 }
 
 __global__ void __launch_bounds__(TD_TILE_THREADS) gemm_f32_kernel(td_gemm_args a, int m_tiles)
@@ -64,30 +113,53 @@ __global__ void __launch_bounds__(TD_TILE_THREADS) gemm_f32_kernel(td_gemm_args 
     td_tile_run_f32(tile_of(a, n0, index, sizeof(float)), store);
 }
 
-template <typename E, int BM, bool ALIGNED>
-static td_status launch(const td_gemm_args *a, td_stream *s)
+/* How many parts K comes in: as many as there are SMs for when there is one tile of rows, each with
+ * four blocks of K or more. Of N and K alone: every M gives the same sums. */
+static int parts_of(int N, int K)
 {
-    const size_t n_shared = td_tile_shared<E, BM>();
-    const unsigned m_tiles = td_grid(a->M, BM), n_tiles = td_grid(a->N, TD_TILE_N);
-    const void *kernel = (const void *)gemm_kernel<E, BM, ALIGNED>;
-    td_status st = td_cuda_allow_shared(s, kernel, n_shared, "gemm");
-    if (st < 0)
-        return st;
-    gemm_kernel<E, BM, ALIGNED>
-        <<<m_tiles * n_tiles, TD_TILE_THREADS, n_shared, s->stream>>>(*a, (int)m_tiles);
-    return td_cuda_launched(s, "gemm");
+    const int64_t n_tiles = td_grid(N, TD_TILE_N), n_blocks = td_grid(K, TD_TILE_K);
+    int n = 1;
+    while (n < TD_CLUSTER_MAX && 2 * n * n_tiles <= SMS && n_blocks >= 4 * 2 * n)
+        n *= 2;
+    return n;
 }
 
-template <typename E> static td_status launch_any(const td_gemm_args *a, td_stream *s)
+template <int BM, bool ALIGNED, int STAGES>
+static td_status launch_stages(const td_gemm_args *a, int n_parts, td_stream *s)
 {
-    const int64_t x_row = a->x_stride * (int64_t)sizeof(E), w_row = (int64_t)a->K * sizeof(E);
+    const unsigned m_tiles = td_grid(a->M, BM), n_tiles = td_grid(a->N, TD_TILE_N);
+    return td_cluster_launch(
+        s, "gemm", gemm_bf16_kernel<BM, ALIGNED, STAGES>, m_tiles * n_tiles * (unsigned)n_parts,
+        TD_TILE_THREADS, td_tile_shared<td_bf16, BM, STAGES>(), n_parts, *a, (int)m_tiles, n_parts);
+}
+
+/* Whether all blocks run at once with one to an SM: a cluster's are neighbours, and of the SMs a
+ * GPU's parts may have some over. */
+static bool fits_once(int64_t n_blocks, int n_ranks)
+{
+    return n_blocks <= (n_ranks > 2 ? SMS * 3 / 4 : SMS);
+}
+
+/* Where parts leave no more than a block to an SM, it has all of its shared memory: more loads in
+ * flight for the same bits. */
+template <int BM, bool ALIGNED, int DEEP>
+static td_status launch_bf16(const td_gemm_args *a, td_stream *s)
+{
+    const int n_parts = parts_of(a->N, a->K);
+    const int64_t n_tiles = (int64_t)td_grid(a->M, BM) * td_grid(a->N, TD_TILE_N);
+    if (n_parts > 1 && fits_once(n_tiles * n_parts, n_parts))
+        return launch_stages<BM, ALIGNED, DEEP>(a, n_parts, s);
+    return launch_stages<BM, ALIGNED, TD_TILE_STAGES>(a, n_parts, s);
+}
+
+static td_status launch_any_bf16(const td_gemm_args *a, td_stream *s)
+{
+    const int64_t row_bits = a->K | (a->M > 1 ? a->x_stride : 0);
     const bool aligned =
-        ((uintptr_t)a->x | (uintptr_t)a->w | (uintptr_t)w_row | (a->M > 1 ? (uintptr_t)x_row : 0)) %
-            16 ==
-        0;
+        ((uintptr_t)a->x | (uintptr_t)a->w | (uintptr_t)row_bits * sizeof(td_bf16)) % 16 == 0;
     if (a->M <= FEW_ROWS)
-        return aligned ? launch<E, 16, true>(a, s) : launch<E, 16, false>(a, s);
-    return aligned ? launch<E, 64, true>(a, s) : launch<E, 64, false>(a, s);
+        return aligned ? launch_bf16<16, true, 8>(a, s) : launch_bf16<16, false, 8>(a, s);
+    return aligned ? launch_bf16<64, true, 5>(a, s) : launch_bf16<64, false, 5>(a, s);
 }
 
 /* ---- e4m3 ---- */
@@ -118,6 +190,39 @@ static td_status launch_e4m3(const td_gemm_args *a, td_stream *s)
     return td_cuda_launched(s, "gemm");
 }
 
+/* Few tokens: K's blocks over warpgroups, and where there are few tiles of columns over the blocks
+ * of a cluster, see exact_few.cuh. */
+template <int BT>
+__global__ void __launch_bounds__(td_exact_few<BT>::THREADS)
+    gemm_e4m3_few_kernel(const __grid_constant__ td_gemm_args a, int m_tiles, int n_ranks)
+{
+    extern __shared__ __align__(16) unsigned char shared[];
+    const td_exact_few_shared<BT> sh(shared);
+    const int tile = (int)blockIdx.x / n_ranks;
+    const int m0 = tile % m_tiles * BT, n0 = tile / m_tiles * td_exact_few<BT>::R;
+    const gemm_store store = {a, m0, n0};
+    number_rows(sh.index, BT, m0, a.M);
+    td_exact_few_run<BT>(tile_of(a, n0, sh.index, 1), sh, a.M - m0 < BT ? a.M - m0 : BT, n_ranks,
+                         store);
+}
+
+/* TD_PENDING: another form is faster, as measured on an H100, or this one has no room. */
+template <int BT> static td_status launch_few(const td_gemm_args *a, td_stream *s)
+{
+    typedef td_exact_few<BT> F;
+    const unsigned m_tiles = td_grid(a->M, BT), n_tiles = td_grid(a->N, F::R);
+    const int64_t n_blocks = td_grid(a->K, TD_TILE_K), tiles = (int64_t)m_tiles * n_tiles;
+    int n = 1;
+    while (n < TD_CLUSTER_MAX && fits_once(2 * n * tiles, 2 * n) && n_blocks >= 4 * n)
+        n *= 2;
+    const bool faster = a->M > FEW_ROWS ? n > 2 : n > 1 || n_blocks >= LONG_FEW_BLOCKS;
+    if (!faster || n_blocks > MAX_FEW_BLOCKS || F::bytes((int)n_blocks) > MAX_SHARED)
+        return TD_PENDING;
+    return td_cluster_launch(s, "gemm", gemm_e4m3_few_kernel<BT>, (unsigned)tiles * (unsigned)n,
+                             dim3(F::T::THREADS, F::GROUPS), F::bytes((int)n_blocks), n, *a,
+                             (int)m_tiles, n);
+}
+
 /* No tile changes a bit of the result. */
 static const struct e4m3_choice {
     int R, BT;
@@ -143,6 +248,11 @@ static td_status launch_any_e4m3(const td_gemm_args *a, td_stream *s)
             16 !=
         0)
         return launch_e4m3<64, 32, false>(a, s);
+    const td_status few = a->M <= 8    ? launch_few<8>(a, s)
+                          : a->M <= 16 ? launch_few<16>(a, s)
+                                       : launch_few<32>(a, s);
+    if (few != TD_PENDING)
+        return few;
     const e4m3_choice *best = &e4m3_choices[0];
     for (size_t i = 1; i < sizeof(e4m3_choices) / sizeof(*e4m3_choices); i++)
         if (e4m3_cost(&e4m3_choices[i], a) < e4m3_cost(best, a))
@@ -159,7 +269,7 @@ extern "C" td_status td_gemm_cuda(const td_gemm_args *a, td_stream *s)
     if (a->dtype == TD_E4M3 && a->K > 0)
         return launch_any_e4m3(a, s);
     if (a->dtype != TD_F32) /* K = 0: zeros, whatever the type */
-        return launch_any<td_bf16>(a, s);
+        return launch_any_bf16(a, s);
     const unsigned m_tiles = td_grid(a->M, TD_TILE_F32_M), n_tiles = td_grid(a->N, TD_TILE_N);
     gemm_f32_kernel<<<m_tiles * n_tiles, TD_TILE_THREADS, 0, s->stream>>>(*a, (int)m_tiles);
     return td_cuda_launched(s, "gemm");

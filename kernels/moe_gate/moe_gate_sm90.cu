@@ -1,107 +1,94 @@
-/* moe_gate_sm90.cu - a warp per token; scores stand in shared memory, every choice is a reduction
- * over the warp. Sums are made by every lane alike, in the order of selection, so their bits are
- * those of the judge. */
+/* moe_gate_sm90.cu - a warp per token. Biased scores stand in shared memory as keys that order as
+ * they do (select.cuh), 0 for what may not be chosen; lane l owns every e with e % 32 = l, so that
+ * a lane reads what it wrote itself. A choice is two reductions over the warp: the largest key, and
+ * the lowest place that has it. Sums are made by every lane alike, in the order of selection, so
+ * their bits are those of the judge. */
 #include "kernels/cuda/cuda.cuh"
+#include "kernels/cuda/select.cuh"
 extern "C" {
 #include "kernels/moe_gate/moe_gate.h"
 }
 
-__device__ static float number(float x)
+/* The first largest of keys[begin .. end - 1] but for `skip` (-1: none), or -1 when all are 0;
+ * *key: its key. Every lane has both. */
+__device__ static int largest(const uint32_t *keys, int begin, int end, int skip, uint32_t *key)
 {
-    return isnan(x) ? -INFINITY : x;
-}
-
-/* Of entries begin..end - 1 that are not taken, the first largest; -1: all are. Every lane. */
-__device__ static int largest(const float *v, const uint8_t *taken, int begin, int end)
-{
-    int best = -1;
-    float best_v = 0.0f;
-    for (int i = begin + (int)threadIdx.x; i < end; i += 32)
-        if (!taken[i] && (best < 0 || number(v[i]) > best_v)) {
-            best = i;
-            best_v = number(v[i]);
-        }
-    for (int m = 16; m > 0; m /= 2) {
-        const int other = __shfl_xor_sync(0xffffffffu, best, m);
-        const float other_v = __shfl_xor_sync(0xffffffffu, best_v, m);
-        if (other >= 0 && (best < 0 || other_v > best_v || (other_v == best_v && other < best))) {
-            best = other;
-            best_v = other_v;
-        }
+    uint32_t best = 0;
+    int at = -1;
+#pragma unroll 4
+    for (int i = begin / 32 * 32 + (int)threadIdx.x; i < end; i += 32) {
+        const uint32_t k = i < begin || i == skip ? 0 : keys[i];
+        at = k > best ? i : at;
+        best = k > best ? k : best;
     }
-    return best;
+    *key = __reduce_max_sync(0xffffffffu, best);
+    return (int)__reduce_min_sync(0xffffffffu, best == *key ? (uint32_t)at : UINT32_MAX);
 }
 
-__device__ static void mark(uint8_t *flags, int i, uint8_t value)
+__device__ static float group_score(const uint32_t *keys, int begin, int end)
 {
-    __syncwarp();
-    if (threadIdx.x == 0)
-        flags[i] = value;
-    __syncwarp();
-}
-
-__device__ static float group_score(const float *biased, uint8_t *taken, int begin, int end)
-{
-    const int first = largest(biased, taken, begin, end);
-    float score = number(biased[first]);
+    uint32_t key;
+    const int first = largest(keys, begin, end, -1, &key);
+    float score = td_order_value(key);
     if (end - begin > 1) {
-        mark(taken, first, 1);
-        score += number(biased[largest(biased, taken, begin, end)]);
+        largest(keys, begin, end, first, &key);
+        score += td_order_value(key);
     }
     return score;
 }
 
-/* Leaves the experts of the kept groups untaken. */
-__device__ static void keep_groups(const td_moe_gate_args &a, const float *biased, float *groups,
-                                   uint8_t *taken, uint8_t *kept)
+/* Keys of experts whose group is not kept become 0. */
+__device__ static void keep_groups(const td_moe_gate_args &a, uint32_t *keys, uint32_t *groups)
 {
-    const int n = a.E / a.n_group;
+    const int n = a.E / a.n_group, lane = (int)threadIdx.x;
     for (int g = 0; g < a.n_group; g++) {
-        const float score = group_score(biased, taken, g * n, (g + 1) * n);
-        if (threadIdx.x == 0)
-            groups[g] = score;
+        const float score = group_score(keys, g * n, (g + 1) * n);
+        if (g % 32 == lane)
+            groups[g] = td_order_key(score);
     }
-    __syncwarp();
-    for (int e = (int)threadIdx.x; e < a.E; e += 32)
-        taken[e] = 1;
     for (int i = 0; i < a.topk_group; i++) {
-        const int g = largest(groups, kept, 0, a.n_group);
-        mark(kept, g, 1);
-        for (int e = g * n + (int)threadIdx.x; e < (g + 1) * n; e += 32)
-            taken[e] = 0;
+        uint32_t key;
+        const int g = largest(groups, 0, a.n_group, -1, &key);
+        if (g % 32 == lane)
+            groups[g] = 0; /* kept */
     }
     __syncwarp();
+    for (int e = lane; e < a.E; e += 32)
+        if (groups[e / n] != 0)
+            keys[e] = 0;
 }
 
 __global__ void __launch_bounds__(32) gate_kernel(td_moe_gate_args a)
 {
-    extern __shared__ float s[]; /* [E], biased [E], groups [n_group], flags */
-    float *biased = s + a.E, *groups = biased + a.E;
-    uint8_t *taken = (uint8_t *)(groups + a.n_group), *kept = taken + a.E;
+    extern __shared__ float s[]; /* [E], keys [E], groups [n_group], scores of the chosen [K] */
+    uint32_t *keys = (uint32_t *)(s + a.E), *groups = keys + a.E;
+    float *chosen = (float *)(groups + a.n_group);
     const int64_t t = blockIdx.x;
-    int32_t *ids = a.ids + t * a.K;
-    for (int e = (int)threadIdx.x; e < a.E; e += 32) {
-        s[e] = 1.0f / (1.0f + td_expf(-a.logits[t * a.E + e]));
-        biased[e] = a.bias == NULL ? s[e] : s[e] + a.bias[e];
-        taken[e] = 0;
+    const int lane = (int)threadIdx.x;
+#pragma unroll 8
+    for (int e = lane; e < a.E; e += 32) {
+        const float score = 1.0f / (1.0f + td_expf(-a.logits[t * a.E + e]));
+        s[e] = score;
+        keys[e] = td_order_key(a.bias == NULL ? score : score + a.bias[e]);
     }
-    for (int g = (int)threadIdx.x; g < a.n_group; g += 32)
-        kept[g] = 0;
     __syncwarp();
-    keep_groups(a, biased, groups, taken, kept);
+    keep_groups(a, keys, groups);
     float sum = 0.0f;
     for (int k = 0; k < a.K; k++) {
-        const int e = largest(biased, taken, 0, a.E);
-        mark(taken, e, 1);
-        sum += s[e];
-        if (threadIdx.x == 0)
-            ids[k] = e;
+        uint32_t key;
+        const int e = largest(keys, 0, a.E, -1, &key);
+        const float score = s[e];
+        sum += score;
+        if (e % 32 == lane)
+            keys[e] = 0;
+        if (k % 32 == lane) {
+            a.ids[t * a.K + k] = e;
+            chosen[k] = score;
+        }
     }
-    __syncwarp();
-    for (int k = (int)threadIdx.x; k < a.K; k += 32) {
-        const float w = s[ids[k]];
-        a.weights[t * a.K + k] = a.norm_topk ? w / (sum + a.eps) * a.scale : w * a.scale;
-    }
+    for (int k = lane; k < a.K; k += 32)
+        a.weights[t * a.K + k] =
+            a.norm_topk ? chosen[k] / (sum + a.eps) * a.scale : chosen[k] * a.scale;
 }
 
 extern "C" td_status td_moe_gate_cuda(const td_moe_gate_args *a, td_stream *s)
@@ -110,7 +97,7 @@ extern "C" td_status td_moe_gate_cuda(const td_moe_gate_args *a, td_stream *s)
         return TD_BAD_SHAPE;
     if (a->T == 0)
         return TD_OK;
-    const size_t shared = (size_t)a->E * 9 + (size_t)a->n_group * 5;
+    const size_t shared = ((size_t)a->E * 2 + (size_t)a->n_group + (size_t)a->K) * 4;
     td_status st = td_cuda_allow_shared(s, (const void *)gate_kernel, shared, "moe_gate");
     if (st < 0)
         return st;

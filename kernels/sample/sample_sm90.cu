@@ -11,6 +11,7 @@ extern "C" {
 
 #define THREADS 1024
 #define WARPS (THREADS / 32)
+#define AHEAD 8 /* loads of a thread on their way */
 
 typedef unsigned long long u64; /* as atomicAdd and shuffles take it */
 
@@ -33,6 +34,25 @@ __device__ static uint32_t key_at(const row &r, int64_t i)
     if (i >= r.V || (r.forbid != NULL && (r.forbid[i / 8] >> (i % 8) & 1)))
         return 0;
     return td_order_key(r.x[i]);
+}
+
+/* visit(id, key) for this thread's share of the ids, in ascending order; keys as of key_at(). */
+template <typename Visit> __device__ static void each_key(const row &r, Visit visit)
+{
+    for (int base = (int)threadIdx.x; base < r.V; base += AHEAD * THREADS) {
+        float x[AHEAD];
+        uint8_t forbid[AHEAD];
+#pragma unroll
+        for (int j = 0; j < AHEAD; j++) {
+            const int i = base + j * THREADS;
+            x[j] = i < r.V ? r.x[i] : 0.0f;
+            forbid[j] = i < r.V && r.forbid != NULL ? r.forbid[i / 8] >> (i % 8) & 1 : 0;
+        }
+#pragma unroll
+        for (int j = 0; j < AHEAD; j++)
+            if (base + j * THREADS < r.V)
+                visit(base + j * THREADS, forbid[j] ? 0 : td_order_key(x[j]));
+    }
 }
 
 __device__ static u64 weight(const row &r, uint32_t key)
@@ -72,39 +92,32 @@ __device__ static uint32_t block_max(uint32_t v)
     return v;
 }
 
-__device__ static uint32_t top_key(const row &r)
+/* The largest key; *token: the lowest id that has it. */
+__device__ static uint32_t top_key(const row &r, int32_t *token)
 {
     uint32_t most = 0;
-    for (int i = (int)threadIdx.x; i < r.V; i += THREADS)
-        most = max(most, key_at(r, i));
-    return block_max(most);
-}
-
-/* The lowest id with the largest logit. */
-__device__ static int32_t greedy(const row &r)
-{
-    uint32_t best = 0; /* ids counted from the end: the largest is the lowest id */
-    for (int i = (int)threadIdx.x; i < r.V; i += THREADS)
-        if (key_at(r, i) == r.top_key)
-            best = max(best, (uint32_t)(r.V - i));
-    return r.V - (int32_t)block_max(best);
+    int first = 0;
+    each_key(r, [&](int i, uint32_t key) {
+        first = key > most ? i : first;
+        most = max(most, key);
+    });
+    const uint32_t top = block_max(most);
+    /* Ids counted from the end: the largest is the lowest id. */
+    *token = r.V - (int32_t)block_max(most == top ? (uint32_t)(r.V - first) : 0);
+    return top;
 }
 
 __device__ static u64 count_tokens(const row &r)
 {
     u64 n = 0;
-    for (int i = (int)threadIdx.x; i < r.V; i += THREADS)
-        n += key_at(r, i) != 0;
+    each_key(r, [&](int, uint32_t key) { n += key != 0; });
     return block_sum(n);
 }
 
 __device__ static u64 sum_weights(const row &r, cut c)
 {
     u64 sum = 0;
-    for (int i = (int)threadIdx.x; i < r.V; i += THREADS) {
-        const uint32_t key = key_at(r, i);
-        sum += key > c.key ? weight(r, key) : 0;
-    }
+    each_key(r, [&](int, uint32_t key) { sum += key > c.key ? weight(r, key) : 0; });
     return block_sum(sum) + (c.ties > 0 ? c.ties * weight(r, c.key) : 0);
 }
 
@@ -112,14 +125,13 @@ __device__ static u64 sum_weights(const row &r, cut c)
 __device__ static void fill_bins(const row &r, cut c, bool counts, uint32_t prefix, int shift,
                                  u64 *bins)
 {
-    for (int i = (int)threadIdx.x; i < r.V; i += THREADS) {
-        const uint32_t key = key_at(r, i);
+    each_key(r, [&](int, uint32_t key) {
         if (key <= c.key || ((uint64_t)(key ^ prefix) >> (shift + 8)) != 0)
-            continue;
+            return;
         const u64 w = counts ? 1 : weight(r, key);
         if (w > 0)
             atomicAdd(&bins[(key >> shift) & 255], w);
-    }
+    });
     if (threadIdx.x == 0 && c.ties > 0 && ((uint64_t)(c.key ^ prefix) >> (shift + 8)) == 0)
         atomicAdd(&bins[(c.key >> shift) & 255], counts ? c.ties : c.ties * weight(r, c.key));
 }
@@ -216,12 +228,12 @@ __global__ void __launch_bounds__(THREADS) sample_kernel(td_sample_args a)
     row r = {a.logits + t * a.stride, NULL, a.V, 0, 0.0f, a.temperature[t]};
     if (a.forbid_ids_mask != NULL)
         r.forbid = a.forbid_ids_mask + t * ((a.V + 7) / 8);
-    r.top_key = top_key(r);
+    int32_t first;
+    r.top_key = top_key(r, &first);
     r.top = td_order_value(r.top_key);
     if (r.top_key == 0 || !(r.temperature > 0.0f) || r.top == -INFINITY) {
-        const int32_t token = r.top_key == 0 ? -1 : greedy(r);
         if (threadIdx.x == 0)
-            a.token[t] = token;
+            a.token[t] = r.top_key == 0 ? -1 : first;
         return;
     }
     const cut c = keep(r, a.top_k[t], a.top_p[t]);

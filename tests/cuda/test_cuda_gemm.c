@@ -205,6 +205,56 @@ TEST(a_row_of_gemm_has_the_same_bits_alone_and_in_any_batch)
     ct_close(&g);
 }
 
+/* bf16 splits K between blocks of a cluster, by N and K: shapes that take each number of parts, in
+ * tiles of few rows and of many, with many stages and with few. */
+static const int split_sizes[][3] = {
+    /* M, N, K */
+    {1, 64, 7168},   {40, 64, 7168},    {2100, 64, 1100}, {9, 256, 7168},
+    {1, 70, 4097},   {130, 1000, 1024}, {16, 1100, 1100}, {33, 2112, 3072},
+    {5, 2112, 1536}, {20, 4096, 1100},  {3, 4300, 2048},  {600, 130, 2048}};
+
+static problem make_split(kt_rng *rng, size_t i, int integers)
+{
+    const int *size = split_sizes[i];
+    problem p = make(rng, size[0], size[1], size[2], TD_BF16, integers);
+    if (size[2] % 8 == 0)
+        p.a.x_stride = p.a.K; /* aligned: the rows that make() drew, closer together */
+    return p;
+}
+
+TEST(bf16_gemm_of_small_integers_equals_the_judge_in_every_split)
+{
+    kt_rng rng = kt_seeded();
+    ct_gpu g = ct_open();
+    for (size_t i = 0; i < sizeof(split_sizes) / sizeof(*split_sizes); i++) {
+        problem p = make_split(&rng, i, 1);
+        run_ref(&p);
+        run_gpu(&g, &p, p.a.M);
+        kt_out_same(&p.want, &p.got);
+        drop(&p);
+    }
+    ct_close(&g);
+}
+
+TEST(a_row_of_bf16_gemm_has_the_same_bits_in_every_batch_where_k_is_split)
+{
+    kt_rng rng = kt_seeded();
+    ct_gpu g = ct_open();
+    for (size_t i = 0; i < sizeof(split_sizes) / sizeof(*split_sizes); i++) {
+        problem p = make_split(&rng, i, 0);
+        run_gpu(&g, &p, p.a.M);
+        memcpy(p.want.base, p.got.base, kt_out_bytes(&p.got));
+        run_gpu(&g, &p, p.a.M); /* twice */
+        kt_out_same(&p.want, &p.got);
+        run_gpu(&g, &p, p.a.M > 200 ? 70 : kt_int(&rng, 17, 65));
+        kt_out_same(&p.want, &p.got);
+        run_gpu(&g, &p, p.a.M > 200 ? 16 : 1);
+        kt_out_same(&p.want, &p.got);
+        drop(&p);
+    }
+    ct_close(&g);
+}
+
 /* e4m3 has tiles of many sizes, chosen by M and N: shapes that take each of them, and sizes around
  * their edges. Rows 16-byte aligned, as the tiles want them. */
 static const int tile_sizes[][3] = {
@@ -253,6 +303,45 @@ TEST(a_row_of_e4m3_gemm_has_the_same_bits_through_every_tile)
         }
         run_gpu(&g, &p, i == 0 ? 1 : kt_int(&rng, 2, 70));
         kt_out_same(&p.want, &p.got);
+        drop(&p);
+    }
+    ct_close(&g);
+}
+
+/* Few tokens: K's blocks go to several warpgroups, with few columns to the blocks of a cluster,
+ * too. The larger M of the last three take the other form. */
+static const int few_sizes[][3] = {/* M, N, K */
+                                   {1, 128, 7168},   {7, 576, 4112},   {9, 2112, 1040},
+                                   {20, 1100, 560},  {3, 4300, 2064},  {13, 4300, 1296},
+                                   {40, 4300, 1296}, {130, 2112, 528}, {300, 520, 1040}};
+
+TEST(e4m3_gemm_of_few_rows_equals_the_judge_where_k_is_shared)
+{
+    kt_rng rng = kt_seeded();
+    ct_gpu g = ct_open();
+    for (size_t i = 0; i < sizeof(few_sizes) / sizeof(*few_sizes); i++) {
+        problem p = make_aligned(&rng, few_sizes[i], 1);
+        run_ref(&p);
+        run_gpu(&g, &p, p.a.M < 32 ? p.a.M : 31);
+        kt_out_same(&p.want, &p.got);
+        drop(&p);
+    }
+    ct_close(&g);
+}
+
+TEST(a_row_of_e4m3_gemm_has_the_same_bits_where_k_is_shared_and_where_not)
+{
+    static const int rows[] = {1, 8, 16, 32, 70};
+    kt_rng rng = kt_seeded();
+    ct_gpu g = ct_open();
+    for (size_t i = 0; i < sizeof(few_sizes) / sizeof(*few_sizes); i++) {
+        problem p = make_aligned(&rng, few_sizes[i], 0);
+        run_gpu(&g, &p, p.a.M);
+        memcpy(p.want.base, p.got.base, kt_out_bytes(&p.got));
+        for (size_t k = p.a.M > 200; k < sizeof(rows) / sizeof(*rows); k++) {
+            run_gpu(&g, &p, rows[k]);
+            kt_out_same(&p.want, &p.got);
+        }
         drop(&p);
     }
     ct_close(&g);

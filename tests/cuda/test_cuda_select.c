@@ -64,6 +64,23 @@ TEST(topk_selects_what_the_judge_selects)
     ct_close(&g);
 }
 
+/* Few rows are split between blocks: two, four or eight of them, or one where there are many rows
+ * or long ones. */
+TEST(topk_of_rows_that_blocks_share_selects_what_the_judge_selects)
+{
+    static const int sizes[][3] = {
+        /* T, k, length */
+        {1, 2048, 163840},  {2, 2048, 65536}, {1, 2048, 4096},  {16, 300, 5000},    {17, 64, 3000},
+        {17, 2048, 163840}, {32, 17, 1025},   {33, 2048, 9000}, {33, 2048, 110000}, {64, 16, 700},
+        {65, 16, 700},      {5, 1, 33},       {3, 31, 32},      {2, 2048, 400000}};
+    kt_rng rng = kt_seeded();
+    ct_gpu g = ct_open();
+    for (size_t i = 0; i < sizeof(sizes) / sizeof(*sizes); i++)
+        for (int k = 0; k < (sizes[i][2] > 20000 ? 2 : 6); k++)
+            check_topk(&rng, &g, sizes[i][0], sizes[i][1], sizes[i][2]);
+    ct_close(&g);
+}
+
 /* ---- moe_gate ---- */
 
 static void fill_gate(kt_rng *rng, float *x, size_t n, int kind)

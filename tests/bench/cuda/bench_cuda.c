@@ -2,7 +2,7 @@
  * copy rate of the same run, multiply-adds at the nominal tensor rate of an H100 or H200 SXM: 1979
  * TFLOP/s e4m3, 989.5 bf16). Random data; weights rotate through more than the caches hold. A row
  * is the median of 7 rounds of calls one behind the other; calls below some 5 us are bound by
- * launches. Usage: bench_cuda [gpu [gemm | moe | attention]] */
+ * launches. Usage: bench_cuda [gpu [gemm | moe | attention | few]] */
 #include "common/base/clock.h"
 #include "kernels/backend.h"
 
@@ -367,6 +367,94 @@ static void measure_all_attention(gpu *g)
         measure_attention(g, shapes[i][0], shapes[i][1], shapes[i][2]);
 }
 
+/* ---- what a decode step has for few rows ---- */
+
+static void call_norm(gpu *g, void *arg, int i)
+{
+    (void)i;
+    must(g->ops->rmsnorm(arg, g->stream), NULL, "rmsnorm");
+}
+
+static void measure_norm(gpu *g, int T, int D)
+{
+    const size_t n = (size_t)T * (size_t)D;
+    td_rmsnorm_args a = {.T = T, .D = D, .x_stride = D, .y_stride = D, .eps = 1e-6f, .ue8m0 = 1};
+    char what[80];
+    a.act = TD_BF16;
+    a.x = random_memory(g, n * 2);
+    a.res = a.res_out = random_memory(g, n * 2);
+    a.w = scale_memory(g, (size_t)D);
+    a.y = device_memory(g, n * 2);
+    a.q = device_memory(g, n);
+    a.qs = device_memory(g, (size_t)T * (size_t)td_ceil_div(D, 128) * 4);
+    snprintf(what, sizeof(what), "rmsnorm D %d T %d", D, T);
+    row(g, what, median_time(g, call_norm, &a), 0, 1, 9.0 * (double)n);
+    void *all[] = {(void *)(uintptr_t)a.x, a.res_out, (void *)(uintptr_t)a.w, a.y, a.q, a.qs};
+    for (size_t i = 0; i < sizeof(all) / sizeof(*all); i++)
+        td_device_free(g->device, all[i]);
+}
+
+static void measure_topk(gpu *g, int T, int len, int stride)
+{
+    const size_t n = (size_t)T * (size_t)stride;
+    float *scores = malloc(n * sizeof(*scores));
+    int32_t *lens = malloc((size_t)T * sizeof(*lens));
+    uint64_t z = 88172645463325252u;
+    char what[80];
+    if (scores == NULL || lens == NULL)
+        exit(1);
+    for (size_t i = 0; i < n; i++) { /* nearly normal, as scores are */
+        double sum = -2.0;
+        for (int k = 0; k < 4; k++) {
+            z = z * 6364136223846793005u + 1442695040888963407u;
+            sum += (double)(z >> 40) * 0x1p-24;
+        }
+        scores[i] = (float)sum;
+    }
+    for (int t = 0; t < T; t++)
+        lens[t] = len;
+    td_topk_args a = {host_memory(g, scores, n * sizeof(*scores)),
+                      host_memory(g, lens, (size_t)T * sizeof(*lens)),
+                      device_memory(g, (size_t)T * 2048 * 4),
+                      T,
+                      2048,
+                      stride};
+    attention job = {.topk = a};
+    snprintf(what, sizeof(what), "topk 2048 T %d of %d, room for %d", T, len, stride);
+    row(g, what, median_time(g, call_topk, &job), 0, 1, 4.0 * T * len);
+    td_device_free(g->device, (void *)(uintptr_t)a.logits);
+    td_device_free(g->device, (void *)(uintptr_t)a.row_len);
+    td_device_free(g->device, a.selected);
+    free(scores);
+    free(lens);
+}
+
+static void measure_few(gpu *g)
+{
+    static const struct {
+        td_dtype dtype;
+        int N, K;
+    } products[] = {{TD_BF16, 64, 7168},    {TD_BF16, 256, 7168},  {TD_BF16, 4096, 7168},
+                    {TD_BF16, 7168, 14336}, {TD_E4M3, 128, 7168},  {TD_E4M3, 576, 7168},
+                    {TD_E4M3, 1536, 7168},  {TD_E4M3, 2048, 7168}, {TD_E4M3, 24576, 1536},
+                    {TD_E4M3, 18432, 7168}, {TD_E4M3, 7168, 16384}};
+    static const int Ms[] = {1, 8, 32, 128, 4096};
+    static const int lens[] = {4096, 16384, 65536, 163840};
+    for (size_t i = 0; i < sizeof(products) / sizeof(*products); i++)
+        for (size_t m = 0; m < sizeof(Ms) / sizeof(*Ms); m++)
+            measure_gemm(g, products[i].dtype, Ms[m], products[i].N, products[i].K);
+    for (size_t m = 0; m < sizeof(Ms) / sizeof(*Ms); m++) {
+        measure_norm(g, Ms[m], 7168);
+        measure_norm(g, Ms[m], 1536);
+    }
+    for (size_t m = 0; m < 4; m++)
+        for (size_t l = 0; l < sizeof(lens) / sizeof(*lens); l++) {
+            measure_topk(g, Ms[m], lens[l], lens[l]);
+            if (m == 0 && lens[l] < 163840) /* as in a recorded step */
+                measure_topk(g, Ms[m], lens[l], 163840);
+        }
+}
+
 /* The second argument names one group of rows; without it all are measured. */
 static int wanted(int argc, char **argv, const char *group)
 {
@@ -397,6 +485,8 @@ int main(int argc, char **argv)
         measure_moe(&g);
     if (wanted(argc, argv, "attention"))
         measure_all_attention(&g);
+    if (wanted(argc, argv, "few"))
+        measure_few(&g);
     td_device_close(g.device);
     return 0;
 }
