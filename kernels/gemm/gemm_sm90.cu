@@ -1,12 +1,15 @@
-/* gemm_sm90.cu - e4m3: a block per tile of 8 to 128 rows of x and 16 to 128 of w on wgmma, see
- * exact_tile.cuh. bf16 and f32, the generic path: a block per tile of 64 (16 for few rows) x 64,
+/* gemm_sm90.cu - e4m3: few rows: a block per tile of 8 to 64 rows of x and 16 to 64 of w on wgmma,
+ * see exact_tile.cuh; more: tiles of 32 to 128 rows of x and 128 of w, see wide_tile.cuh. bf16 and
+ * f32, the generic path: a block per tile of 64 (16 for few rows) x 64,
  * see tile.cuh. */
 #include "kernels/cuda/exact_tile.cuh"
+#include "kernels/cuda/wide_tile.cuh"
 extern "C" {
 #include "kernels/gemm/gemm.h"
 }
 
 #define FEW_ROWS 16
+#define WIDE_ROWS 33 /* and more: wide tiles */
 
 /* The tile's rows of x: first .. first + n - 1 of M. */
 __device__ static void number_rows(int32_t *index, int n, int first, int M)
@@ -123,17 +126,79 @@ static const struct e4m3_choice {
     int R, BT;
     td_status (*launch)(const td_gemm_args *a, td_stream *s);
 } e4m3_choices[] = {
-    {16, 8, launch_e4m3<16, 8, true>},       {32, 8, launch_e4m3<32, 8, true>},
-    {64, 8, launch_e4m3<64, 8, true>},       {16, 16, launch_e4m3<16, 16, true>},
-    {64, 16, launch_e4m3<64, 16, true>},     {32, 32, launch_e4m3<32, 32, true>},
-    {64, 32, launch_e4m3<64, 32, true>},     {64, 64, launch_e4m3<64, 64, true>},
-    {128, 128, launch_e4m3<128, 128, true>},
+    {16, 8, launch_e4m3<16, 8, true>},   {32, 8, launch_e4m3<32, 8, true>},
+    {64, 8, launch_e4m3<64, 8, true>},   {16, 16, launch_e4m3<16, 16, true>},
+    {64, 16, launch_e4m3<64, 16, true>}, {32, 32, launch_e4m3<32, 32, true>},
+    {64, 32, launch_e4m3<64, 32, true>}, {64, 64, launch_e4m3<64, 64, true>},
 };
 
 static int64_t e4m3_cost(const e4m3_choice *c, const td_gemm_args *a)
 {
     const int64_t n_blocks = (int64_t)td_grid(a->M, c->BT) * td_grid(a->N, c->R);
     return td_exact_cost(n_blocks, c->R + (a->M < c->BT ? a->M : c->BT));
+}
+
+/* ---- e4m3, many rows ---- */
+
+struct wide_job {
+    td_gemm_args a;
+    const uint8_t *x;
+    const float *xs;
+    int64_t x_stride;
+    int K, tokens, m_tiles; /* tokens of a tile: a width of td_wide_width()'s */
+    __device__ int n_tiles() const
+    {
+        return m_tiles * ((a.N + TD_WIDE_ROWS - 1) / TD_WIDE_ROWS);
+    }
+    __device__ td_wide_place place(int tile) const
+    {
+        const int left = a.M - tile % m_tiles * tokens, n0 = tile / m_tiles * TD_WIDE_ROWS;
+        const int n_blocks = (K + TD_TILE_K - 1) / TD_TILE_K;
+        return {(const uint8_t *)a.w + (int64_t)n0 * K,
+                a.ws + (int64_t)(n0 / TD_QUANT_GROUP) * n_blocks, a.N - n0,
+                left < tokens ? left : tokens};
+    }
+    __device__ int32_t row(int tile, int token) const
+    {
+        return tile % m_tiles * tokens + token;
+    }
+    struct pair_store {
+        gemm_store s;
+        __device__ void operator()(int token, int row, float v, float v8) const
+        {
+            s(token, row, v);
+            s(token, row + 8, v8);
+        }
+    };
+    __device__ pair_store store(int tile) const
+    {
+        return {{a, tile % m_tiles * tokens, tile / m_tiles * TD_WIDE_ROWS}};
+    }
+};
+
+__global__ void __launch_bounds__(TD_WIDE_THREADS, 1)
+    gemm_wide_kernel(const __grid_constant__ wide_job job)
+{
+    extern __shared__ __align__(16) unsigned char shared[];
+    td_wide_run(job, shared);
+}
+
+static td_status launch_wide(const td_gemm_args *a, td_stream *s)
+{
+    const int64_t n_tiles = td_grid(a->N, TD_WIDE_ROWS);
+    int best = TD_WIDE_TOKENS;
+    for (int width = 32; width < TD_WIDE_TOKENS; width += 32)
+        if (td_wide_cost(n_tiles * td_grid(a->M, width), width) <
+            td_wide_cost(n_tiles * td_grid(a->M, best), best))
+            best = width;
+    const int m_tiles = (int)td_grid(a->M, best);
+    const wide_job job = {*a, (const uint8_t *)a->x, a->xs, a->x_stride, a->K, best, m_tiles};
+    td_status st = td_cuda_allow_shared(s, (const void *)gemm_wide_kernel, TD_WIDE_BYTES, "gemm");
+    if (st < 0)
+        return st;
+    const unsigned grid = td_wide_grid(n_tiles * m_tiles);
+    gemm_wide_kernel<<<grid, TD_WIDE_THREADS, TD_WIDE_BYTES, s->stream>>>(job);
+    return td_cuda_launched(s, "gemm");
 }
 
 static td_status launch_any_e4m3(const td_gemm_args *a, td_stream *s)
@@ -143,6 +208,8 @@ static td_status launch_any_e4m3(const td_gemm_args *a, td_stream *s)
             16 !=
         0)
         return launch_e4m3<64, 32, false>(a, s);
+    if (a->M >= WIDE_ROWS)
+        return launch_wide(a, s);
     const e4m3_choice *best = &e4m3_choices[0];
     for (size_t i = 1; i < sizeof(e4m3_choices) / sizeof(*e4m3_choices); i++)
         if (e4m3_cost(&e4m3_choices[i], a) < e4m3_cost(best, a))

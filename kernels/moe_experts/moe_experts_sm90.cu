@@ -1,10 +1,12 @@
 /* moe_experts_sm90.cu - (token, expert) pairs are sorted by expert on the device, then two grouped
- * products on the tiles of gemm (exact_tile.cuh for e4m3, tile.cuh otherwise) with silu (and the
- * quantiser) between them, then the sum in top-k order. Expert counts stay in device memory; the
- * grid is for the worst case, and tiles that nobody fills end at once. The second product and the
- * sum go in slices of D that bound the f32 results of single experts; each weight is read once. */
+ * products on the tiles of gemm (exact_tile.cuh and wide_tile.cuh for e4m3, tile.cuh otherwise)
+ * with silu (and the quantiser) between them, then the sum in top-k order. Expert counts stay in
+ * device memory; the grid is for the worst case, and tiles that nobody fills end at once. The
+ * second product and the sum go in slices of D that bound the f32 results of single experts; each
+ * weight is read once. */
 #include "kernels/cuda/exact_tile.cuh"
 #include "kernels/cuda/group.cuh"
+#include "kernels/cuda/wide_tile.cuh"
 extern "C" {
 #include "kernels/moe_experts/moe_experts.h"
 }
@@ -21,6 +23,7 @@ struct chunk {
     int aligned;          /* rows of x, h and the weights start at multiples of 16 bytes */
     int32_t *n_tiles;     /* [1] */
     int32_t *tile_expert; /* [max_tiles] */
+    int32_t *tile_pairs;  /* [max_tiles] how many slots are taken: the first ones */
     int32_t *slots;       /* [max_tiles, tile_rows] pairs; -1: none */
     void *both;           /* [n_pairs, 2 I] act: gate, up */
     void *h;              /* [n_pairs, I] dtype */
@@ -75,12 +78,15 @@ __global__ void __launch_bounds__(PLAN_THREADS) plan_kernel(chunk c)
     int first = 0; /* tile of the experts from e0 on */
     for (int e0 = 0; e0 < c.n_experts; e0 += PLAN_THREADS) {
         const int e = e0 + threadIdx.x;
-        const int n = e < c.n_experts ? (counts[e] + c.tile_rows - 1) / c.tile_rows : 0;
+        const int n_pairs = e < c.n_experts ? counts[e] : 0;
+        const int n = (n_pairs + c.tile_rows - 1) / c.tile_rows;
         int n_all, tile = first + sum_before(n, &n_all);
         if (e < c.n_experts)
             counts[e] = tile * c.tile_rows;
-        for (int i = 0; i < n; i++)
+        for (int i = 0; i < n; i++) {
             c.tile_expert[tile + i] = e;
+            c.tile_pairs[tile + i] = min(n_pairs - i * c.tile_rows, c.tile_rows);
+        }
         first += n_all;
     }
     if (threadIdx.x == 0)
@@ -98,19 +104,27 @@ struct place { /* of a tile */
     bool is_up;
 };
 
-/* N columns from `first` on. Gate and up stand side by side: column tiles of gate first, then those
- * of up. */
+/* Number i of the places. N columns from `first` on. Gate and up stand side by side: column tiles
+ * of gate first, then those of up. */
+__device__ static place place_of(const chunk &c, int i, int first, int N, int n_matrices, int width)
+{
+    const int n_tiles = (N + width - 1) / width * n_matrices, col = i % n_tiles;
+    place p;
+    p.tile = i / n_tiles;
+    p.is_up = col >= n_tiles / n_matrices && n_matrices == 2;
+    p.n0 = (p.is_up ? col - n_tiles / 2 : col) * width + first;
+    p.expert = c.tile_expert[p.tile];
+    return p;
+}
+
+/* The block's own; false: it has none. */
 __device__ static bool find_place(const chunk &c, int first, int N, int n_matrices, int width,
                                   place *p)
 {
     const int n_tiles = (N + width - 1) / width * n_matrices;
-    p->tile = (int)(blockIdx.x / n_tiles);
-    if (p->tile >= *c.n_tiles)
+    if ((int)(blockIdx.x / n_tiles) >= *c.n_tiles)
         return false;
-    const int col = (int)(blockIdx.x % n_tiles);
-    p->is_up = col >= n_tiles / n_matrices && n_matrices == 2;
-    p->n0 = (p->is_up ? col - n_tiles / 2 : col) * width + first;
-    p->expert = c.tile_expert[p->tile];
+    *p = place_of(c, (int)blockIdx.x, first, N, n_matrices, width);
     return true;
 }
 
@@ -252,6 +266,75 @@ __global__ void __launch_bounds__(td_exact_tile<R, BT>::THREADS)
     td_exact_run<R, BT, ALIGNED>(t, sh, store);
 }
 
+/* ---- the same for many tokens of each expert, e4m3 ---- */
+
+template <int N_MATRICES> struct wide_job { /* 2: gate and up, 1: down */
+    const chunk &c;
+    const uint8_t *x;
+    const float *xs;
+    int64_t x_stride;
+    int K;
+    __device__ explicit wide_job(const chunk &of)
+        : c(of), x((const uint8_t *)(N_MATRICES == 2 ? of.a.x : of.h)),
+          xs(N_MATRICES == 2 ? of.a.xs : of.hs), x_stride(N_MATRICES == 2 ? of.a.D : of.a.I),
+          K(N_MATRICES == 2 ? of.a.D : of.a.I)
+    {
+    }
+    __device__ int n_columns() const
+    {
+        return N_MATRICES == 2 ? c.a.I : c.n_slice;
+    }
+    __device__ int n_tiles() const
+    {
+        return *c.n_tiles * ((n_columns() + TD_WIDE_ROWS - 1) / TD_WIDE_ROWS) * N_MATRICES;
+    }
+    __device__ struct place at(int tile) const
+    {
+        return place_of(c, tile, N_MATRICES == 2 ? 0 : c.slice, n_columns(), N_MATRICES,
+                        TD_WIDE_ROWS);
+    }
+    __device__ td_wide_place place(int tile) const
+    {
+        const struct place p = at(tile);
+        td_tile_args t = {};
+        if (N_MATRICES == 2)
+            set_weights(&t, p.is_up ? c.a.up : c.a.gate, p.is_up ? c.a.up_s : c.a.gate_s, p, c.a.I,
+                        c.a.D, 1);
+        else
+            set_weights(&t, c.a.down, c.a.down_s, p, c.a.D, c.a.I, 1);
+        return {(const uint8_t *)t.w, t.ws, t.n_cols, c.tile_pairs[p.tile]};
+    }
+    __device__ int32_t row(int tile, int token) const
+    {
+        const int32_t pair = c.slots[at(tile).tile * c.tile_rows + token];
+        return N_MATRICES == 2 ? pair / c.a.K : pair;
+    }
+    template <typename S> struct pair_store {
+        S s;
+        __device__ void operator()(int token, int row, float v, float v8) const
+        {
+            s(token, row, v);
+            s(token, row + 8, v8);
+        }
+    };
+    __device__ auto store(int tile) const
+    {
+        if constexpr (N_MATRICES == 2)
+            return pair_store<both_store<td_bf16>>{{c, at(tile)}};
+        else
+            return pair_store<part_store>{{c, at(tile)}};
+    }
+};
+
+template <int N_MATRICES>
+__global__ void __launch_bounds__(TD_WIDE_THREADS, 1)
+    experts_wide_kernel(const __grid_constant__ chunk c)
+{
+    extern __shared__ __align__(16) unsigned char shared[];
+    const wide_job<N_MATRICES> job(c);
+    td_wide_run(job, shared);
+}
+
 /* ---- between and behind them ---- */
 
 /* A warp per group of 128 of a pair's row: h = silu(gate) * up, rounded, quantised for e4m3. */
@@ -336,6 +419,18 @@ template <int R, int BT, bool ALIGNED> static td_status down_e4m3(const chunk &c
     return st;
 }
 
+template <int N_MATRICES> static td_status wide(const chunk &c, td_stream *s)
+{
+    const int64_t n_columns = N_MATRICES == 2 ? c.a.I : c.n_slice;
+    const unsigned grid =
+        td_wide_grid((int64_t)c.max_tiles * td_grid(n_columns, TD_WIDE_ROWS) * N_MATRICES);
+    td_status st = td_cuda_allow_shared(s, (const void *)experts_wide_kernel<N_MATRICES>,
+                                        TD_WIDE_BYTES, "moe_experts");
+    if (st == TD_OK)
+        experts_wide_kernel<N_MATRICES><<<grid, TD_WIDE_THREADS, TD_WIDE_BYTES, s->stream>>>(c);
+    return st;
+}
+
 /* No tile changes a bit of the result. */
 static const struct e4m3_choice {
     int R, BT;
@@ -347,8 +442,7 @@ static const struct e4m3_choice {
     {64, 8, true, gate_up_e4m3<64, 8, true>, down_e4m3<64, 8, true>},
     {64, 16, true, gate_up_e4m3<64, 16, true>, down_e4m3<64, 16, true>},
     {64, 32, true, gate_up_e4m3<64, 32, true>, down_e4m3<64, 32, true>},
-    {64, 64, true, gate_up_e4m3<64, 64, true>, down_e4m3<64, 64, true>},
-    {128, 128, true, gate_up_e4m3<128, 128, true>, down_e4m3<128, 128, true>},
+    {TD_WIDE_ROWS, TD_WIDE_TOKENS, true, wide<2>, wide<1>},
     {64, 32, false, gate_up_e4m3<64, 32, false>, down_e4m3<64, 32, false>},
 };
 
@@ -419,6 +513,7 @@ static size_t carve(chunk *c, unsigned char *base)
     } parts[] = {
         {(void **)&c->n_tiles, 4},
         {(void **)&c->tile_expert, (int64_t)c->max_tiles * 4},
+        {(void **)&c->tile_pairs, (int64_t)c->max_tiles * 4},
         {(void **)&c->slots, (int64_t)c->max_tiles * c->tile_rows * 4},
         {&c->both, c->n_pairs * 2 * I * act},
         {&c->h, c->n_pairs * I * (int64_t)td_dtype_bytes(c->a.dtype)},
@@ -442,9 +537,9 @@ static int tile_rows(const chunk *c)
     if (!c->aligned)
         return 32;
     int rows = 8;
-    while (rows < 128 && 2 * rows < 3 * average) /* half again: experts differ */
+    while (rows < 64 && 2 * rows < 3 * average) /* half again: experts differ */
         rows *= 2;
-    return rows;
+    return rows < 64 ? rows : TD_WIDE_TOKENS;
 }
 
 static chunk chunk_of(const td_moe_experts_args *a, int t, int n)
