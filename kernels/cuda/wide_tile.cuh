@@ -3,8 +3,8 @@
  * blocks of threads that stay and take one tile after the other.
  *
  * A tile is 128 rows of w by up to 128 tokens, of which it computes as many as it has, rounded up
- * to one of a few widths. One warpgroup fetches: copies of w and x as e4m3 run TD_WIDE_AHEAD blocks
- * of K ahead, over the end of a tile, too; it widens x into one of two operands of wgmma. Two
+ * to one of a few widths. Two warpgroups fetch: copies of w and x as e4m3 run TD_WIDE_AHEAD blocks
+ * of K ahead, over the end of a tile, too; they widen x into one of two operands of wgmma. Two
  * warpgroups with 64 rows of w each multiply: they widen w in registers, and while the products of
  * one half of the tokens run, they add up those of the other. Neither waits for the other: while
  * one is between two blocks, the tensor cores work for the other.
@@ -22,20 +22,20 @@
 #define TD_WIDE_ROWS 128    /* of w in a tile */
 #define TD_WIDE_TOKENS 128  /* at most */
 #define TD_WIDE_SUMMERS 256 /* threads that multiply; they come first */
-#define TD_WIDE_FETCHERS 128
+#define TD_WIDE_FETCHERS 256
 #define TD_WIDE_THREADS (TD_WIDE_SUMMERS + TD_WIDE_FETCHERS)
 #define TD_WIDE_AHEAD 3
 #define TD_WIDE_STAGES (TD_WIDE_AHEAD + 1)
-#define TD_WIDE_RING (TD_WIDE_STAGES + 2) /* of scales */
+#define TD_WIDE_RING 8 /* of scales; TD_WIDE_STAGES + 2 are enough, powers of two are quicker */
 #define TD_WIDE_STAGE_BYTES ((TD_WIDE_ROWS + TD_WIDE_TOKENS) * TD_TILE_K)
 #define TD_WIDE_OPERAND_BYTES (TD_WIDE_TOKENS * TD_TILE_K * 2)
 #define TD_WIDE_SCALES (TD_WIDE_TOKENS + 4) /* as in td_exact_tile */
 #define TD_WIDE_BYTES                                                                              \
     ((size_t)TD_SWIZZLE_ATOM + 2 * TD_WIDE_OPERAND_BYTES + TD_WIDE_STAGES * TD_WIDE_STAGE_BYTES +  \
      4 * sizeof(uint64_t) + TD_WIDE_RING * TD_WIDE_SCALES * sizeof(float))
-/* A thread has 168 to begin with: 65,536 less 1,024 over 384. */
-#define TD_WIDE_FETCHER_REGISTERS 72
-#define TD_WIDE_SUMMER_REGISTERS 216
+/* A thread has 128 to begin with. */
+#define TD_WIDE_FETCHER_REGISTERS 56
+#define TD_WIDE_SUMMER_REGISTERS 200
 
 /* What a tile's threads multiply. w, ws: as in td_tile_args; x, K and strides are the job's. */
 struct td_wide_place {
@@ -55,21 +55,23 @@ struct td_wide_shared {
     unsigned char *operands; /* [2] x as operands of wgmma: halves of K of TD_WIDE_TOKENS rows */
     unsigned char *stages;   /* [TD_WIDE_STAGES] rows of w, then of x, of 128 bytes */
     uint64_t *full, *free;   /* [2] barriers */
-    float *scales;           /* [TD_WIDE_RING] */
+    uint64_t operand;        /* descriptor of the first */
+    float *scales;           /* [TD_WIDE_RING] xs, then xs * ws, of the tokens; ws */
     __device__ explicit td_wide_shared(unsigned char *dynamic)
     {
         const uint32_t at = (uint32_t)__cvta_generic_to_shared(dynamic);
         operands = dynamic + ((0u - at) & (TD_SWIZZLE_ATOM - 1));
+        operand = td_wgmma_desc(operands);
         stages = operands + 2 * TD_WIDE_OPERAND_BYTES;
         full = (uint64_t *)(stages + TD_WIDE_STAGES * TD_WIDE_STAGE_BYTES);
         free = full + 2;
         scales = (float *)(free + 2);
     }
-    __device__ unsigned char *stage(int g) const
+    __device__ unsigned char *stage(uint32_t g) const
     {
         return stages + g % TD_WIDE_STAGES * TD_WIDE_STAGE_BYTES;
     }
-    __device__ float *scales_of(int g) const
+    __device__ float *scales_of(uint32_t g) const
     {
         return scales + g % TD_WIDE_RING * TD_WIDE_SCALES;
     }
@@ -77,55 +79,62 @@ struct td_wide_shared {
 
 /* ---- fetching ---- */
 
-/* The next block of K to fetch, and this thread's rows of the tile it belongs to. */
+/* The next block of K to fetch, and where this thread's pieces of the tile it belongs to stand.
+ * Rows of w and tokens that are not there repeat the last one: nobody looks at what they give. */
 struct td_wide_fetch {
-    td_wide_place place;
-    int tile, kb, g;
-    int32_t rows[TD_WIDE_TOKENS / 16]; /* of x; -1: none */
-    int32_t scale_row;
+    int tile, kb, width;
+    uint32_t g;
+    const uint8_t *w[TD_WIDE_ROWS / 32], *x[TD_WIDE_TOKENS / 32]; /* of the block to come */
+    const float *scale; /* of token t; t = TD_WIDE_TOKENS: of w */
 };
 
-/* Copies the next block, if there is one; a group of copies in any case. Pieces that are not there
- * become zeros. */
+template <typename Job>
+__device__ inline void td_wide_fetch_tile(const Job &job, int n_blocks, td_wide_fetch &f)
+{
+    const int t = (int)threadIdx.x - TD_WIDE_SUMMERS, piece = t % 8, first = t / 8;
+    const td_wide_place p = job.place(f.tile);
+    f.width = td_wide_width(p.n_tokens);
+#pragma unroll
+    for (int i = 0; i < TD_WIDE_ROWS / 32; i++)
+        f.w[i] = p.w + (int64_t)min(first + 32 * i, p.n_rows - 1) * job.K + piece * 16;
+#pragma unroll
+    for (int i = 0; i < TD_WIDE_TOKENS / 32; i++)
+        if (32 * i < f.width)
+            f.x[i] = job.x + piece * 16 +
+                     job.row(f.tile, min(first + 32 * i, p.n_tokens - 1)) * job.x_stride;
+    f.scale = t >= TD_WIDE_TOKENS
+                  ? p.ws
+                  : job.xs + (int64_t)job.row(f.tile, min(t, p.n_tokens - 1)) * n_blocks;
+}
+
+/* Copies the next block, if there is one; a group of copies in any case. K's pieces that are not
+ * there become zeros. */
 template <typename Job>
 __device__ inline void td_wide_fetch_next(const Job &job, const td_wide_shared &sh, int n_tiles,
                                           int n_blocks, td_wide_fetch &f)
 {
     const int t = (int)threadIdx.x - TD_WIDE_SUMMERS, piece = t % 8, first = t / 8;
     if (f.tile < n_tiles) {
-        if (f.kb == 0) {
-            f.place = job.place(f.tile);
-#pragma unroll
-            for (int i = 0; i < TD_WIDE_TOKENS / 16; i++)
-                f.rows[i] =
-                    first + 16 * i < f.place.n_tokens ? job.row(f.tile, first + 16 * i) : -1;
-            f.scale_row = t < f.place.n_tokens ? job.row(f.tile, t) : -1;
-        }
-        const int k = f.kb * TD_TILE_K + piece * 16, left = job.K - k, width = f.place.n_tokens;
-        unsigned char *stage = sh.stage(f.g);
+        if (f.kb == 0)
+            td_wide_fetch_tile(job, n_blocks, f);
+        const bool there = f.kb * TD_TILE_K + piece * 16 < job.K;
+        unsigned char *w = sh.stage(f.g) + td_exact_w_at(first, piece);
+        unsigned char *x = sh.stage(f.g) + TD_WIDE_ROWS * TD_TILE_K + td_swizzle(first, piece);
         float *scales = sh.scales_of(f.g);
-        const uint8_t *w = f.place.w;
+        if (t <= TD_WIDE_TOKENS)
+            td_copy_async4(scales + t, f.scale++, 4);
 #pragma unroll
-        for (int i = 0; i < TD_WIDE_ROWS; i += 16) {
-            const int row = first + i;
-            const bool there = row < f.place.n_rows;
-            td_tile_piece<uint8_t, true>(stage + td_exact_w_at(row, piece),
-                                         w + (there ? (int64_t)row * job.K : 0) + k, w,
-                                         there ? left : 0);
+        for (int i = 0; i < TD_WIDE_ROWS / 32; i++) {
+            td_copy_async_all(w + i * 32 * TD_TILE_K, there ? f.w[i] : job.x, there);
+            f.w[i] += TD_TILE_K;
         }
 #pragma unroll
-        for (int i = 0; i < TD_WIDE_TOKENS / 16; i++) {
-            if (16 * i >= width)
+        for (int i = 0; i < TD_WIDE_TOKENS / 32; i++) {
+            if (32 * i >= f.width)
                 break;
-            const int32_t from = f.rows[i];
-            td_tile_piece<uint8_t, true>(
-                stage + TD_WIDE_ROWS * TD_TILE_K + td_swizzle(first + 16 * i, piece),
-                job.x + (from < 0 ? 0 : from * job.x_stride) + k, w, from < 0 ? 0 : left);
+            td_copy_async_all(x + i * 32 * TD_TILE_K, there ? f.x[i] : job.x, there);
+            f.x[i] += TD_TILE_K;
         }
-        const float *xs = job.xs + (int64_t)f.scale_row * n_blocks + f.kb;
-        td_copy_async4(scales + t, f.scale_row < 0 ? f.place.ws : xs, f.scale_row < 0 ? 0 : 4);
-        if (t == 0)
-            td_copy_async4(scales + TD_WIDE_TOKENS, f.place.ws + f.kb, 4);
         f.g++;
         if (++f.kb == n_blocks) {
             f.kb = 0;
@@ -135,25 +144,29 @@ __device__ inline void td_wide_fetch_next(const Job &job, const td_wide_shared &
     td_copy_commit();
 }
 
-/* Block g of x as f16, as td_exact_widen_x() has it. */
-__device__ inline void td_wide_widen_x(const td_wide_shared &sh, int g, int width)
+/* Block g of x as f16, as td_exact_widen_x() has it. Rows of a thread are 32 apart, so that their
+ * pieces stand in the same order. Scales become xs * ws. */
+__device__ inline void td_wide_widen_x(const td_wide_shared &sh, uint32_t g, int width)
 {
-    const int t = (int)threadIdx.x - TD_WIDE_SUMMERS, i = t % 4;
-    const unsigned char *from = sh.stage(g) + TD_WIDE_ROWS * TD_TILE_K;
-    unsigned char *to = sh.operands + g % 2 * TD_WIDE_OPERAND_BYTES;
-#pragma unroll 1
-    for (int row = t / 4; row < width; row += TD_WIDE_FETCHERS / 4) {
+    const int t = (int)threadIdx.x - TD_WIDE_SUMMERS, i = t % 4, row = t / 4 % 32, h = t / 128;
+    const unsigned char *from = sh.stage(g) + TD_WIDE_ROWS * TD_TILE_K + 4 * i;
+    unsigned char *to =
+        sh.operands + g % 2 * TD_WIDE_OPERAND_BYTES + h * TD_WIDE_TOKENS * TD_SWIZZLE_ROW;
+    float *scales = sh.scales_of(g);
+    if (t < TD_WIDE_TOKENS)
+        scales[t] *= scales[TD_WIDE_TOKENS];
 #pragma unroll
-        for (int h = 0; h < 2; h++) {
-            uint32_t lo[4], hi[4];
+    for (int part = 0; part < TD_WIDE_TOKENS / 32; part++) {
+        const int at = part * 32 * TD_SWIZZLE_ROW;
+        uint32_t lo[4], hi[4];
+        if (32 * part >= width)
+            break;
 #pragma unroll
-            for (int q = 0; q < 4; q++)
-                td_e4m3x4_to_f16(*(const uint32_t *)(from + td_swizzle(row, 4 * h + q) + 4 * i),
-                                 &lo[q], &hi[q]);
-            unsigned char *half = to + h * TD_WIDE_TOKENS * TD_SWIZZLE_ROW;
-            *(uint4 *)(half + td_swizzle(row, 2 * i)) = make_uint4(lo[0], lo[1], lo[2], lo[3]);
-            *(uint4 *)(half + td_swizzle(row, 2 * i + 1)) = make_uint4(hi[0], hi[1], hi[2], hi[3]);
-        }
+        for (int q = 0; q < 4; q++)
+            td_e4m3x4_to_f16(*(const uint32_t *)(from + at + td_swizzle(row, 4 * h + q)), &lo[q],
+                             &hi[q]);
+        *(uint4 *)(to + at + td_swizzle(row, 2 * i)) = make_uint4(lo[0], lo[1], lo[2], lo[3]);
+        *(uint4 *)(to + at + td_swizzle(row, 2 * i + 1)) = make_uint4(hi[0], hi[1], hi[2], hi[3]);
     }
 }
 
@@ -165,18 +178,18 @@ __device__ inline void td_wide_produce(const Job &job, const td_wide_shared &sh,
     f.tile = (int)blockIdx.x;
     for (int s = 0; s < TD_WIDE_AHEAD; s++)
         td_wide_fetch_next(job, sh, n_tiles, n_blocks, f);
-    int g = 0;
+    uint32_t g = 0;
     for (int tile = (int)blockIdx.x; tile < n_tiles; tile += (int)gridDim.x) {
         const int width = td_wide_width(job.place(tile).n_tokens);
         for (int kb = 0; kb < n_blocks; kb++, g++) {
             td_copy_wait<TD_WIDE_AHEAD - 1>();
             td_pipe_sync<1, TD_WIDE_FETCHERS>(); /* block g is there, and that before is widened */
             if (g > 0)
-                td_pipe_wait(&sh.free[(g - 1) % 2], (uint32_t)(g - 1) / 2 % 2);
-            td_wide_fetch_next(job, sh, n_tiles, n_blocks, f);
+                td_pipe_wait(&sh.free[(g - 1) % 2], (g - 1) / 2 % 2);
             td_wide_widen_x(sh, g, width);
             td_wgmma_publish();
             td_pipe_arrive(&sh.full[g % 2]);
+            td_wide_fetch_next(job, sh, n_tiles, n_blocks, f);
         }
     }
     td_copy_wait<0>();
@@ -186,11 +199,11 @@ __device__ inline void td_wide_produce(const Job &job, const td_wide_shared &sh,
 
 /* This lane's codes of w of block g, when it is full: rows `row` and row + 8, pieces q and 4 + q.
  */
-__device__ inline void td_wide_codes(const td_wide_shared &sh, int g, uint4 codes[4])
+__device__ inline void td_wide_codes(const td_wide_shared &sh, uint32_t g, uint4 codes[4])
 {
     const int row = threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4, q = threadIdx.x % 4;
     const unsigned char *stage = sh.stage(g);
-    td_pipe_wait(&sh.full[g % 2], (uint32_t)g / 2 % 2);
+    td_pipe_wait(&sh.full[g % 2], g / 2 % 2);
 #pragma unroll
     for (int i = 0; i < 4; i++)
         codes[i] = *(const uint4 *)(stage + td_exact_w_at(row + i % 2 * 8, i / 2 * 4 + q));
@@ -212,20 +225,27 @@ __device__ inline void td_wide_widen_w(const uint4 codes[4], uint32_t a[TD_TILE_
 }
 
 /* The warp is done with the operand of the block before g and has read its codes of w of g. */
-__device__ inline void td_wide_release(const td_wide_shared &sh, int g)
+__device__ inline void td_wide_release(const td_wide_shared &sh, uint32_t g)
 {
     __syncwarp();
     if (threadIdx.x % 32 == 0)
         td_pipe_arrive(&sh.free[g % 2]);
 }
 
-/* Starts the products of block g with tokens first .. first + N - 1. */
-template <int N>
-__device__ inline void td_wide_start(const td_wide_shared &sh, int g, int first,
-                                     uint32_t a[TD_TILE_K / 16][4], float d[N / 2])
+/* The descriptor of block g's operand. By way of lane 0, so that the compiler knows it to be the
+ * same in all of them: it counts on from it once for the warp, not in every lane. */
+__device__ inline uint64_t td_wide_operand(const td_wide_shared &sh, uint32_t g)
 {
-    const uint64_t x =
-        td_wgmma_desc(sh.operands + g % 2 * TD_WIDE_OPERAND_BYTES + first * TD_SWIZZLE_ROW);
+    const uint32_t low = (uint32_t)sh.operand + g % 2 * (TD_WIDE_OPERAND_BYTES / 16);
+    return (sh.operand >> 32 << 32) | __shfl_sync(0xffffffffu, low, 0);
+}
+
+/* Starts the products of the operand's tokens first .. first + N - 1. */
+template <int N>
+__device__ inline void td_wide_start(uint64_t operand, int first, uint32_t a[TD_TILE_K / 16][4],
+                                     float d[N / 2])
+{
+    const uint64_t x = operand + (uint32_t)first * TD_SWIZZLE_ROW / 16;
     td_wgmma_hold<N / 2>(d);
     if (first == 0) /* later ones share them, and products may be reading them already */
         td_wgmma_hold<TD_TILE_K / 4>(&a[0][0]);
@@ -240,20 +260,18 @@ __device__ inline void td_wide_start(const td_wide_shared &sh, int g, int first,
 
 /* acc += what block g gave for tokens first .. first + N - 1. */
 template <int N>
-__device__ inline void td_wide_sum(const td_wide_shared &sh, int g, int first, float d[N / 2],
+__device__ inline void td_wide_sum(const td_wide_shared &sh, uint32_t g, int first, float d[N / 2],
                                    float acc[N / 2])
 {
-    const float *scales = sh.scales_of(g), ws = scales[TD_WIDE_TOKENS];
-    const float *xs = scales + first + threadIdx.x % 4 * 2;
+    const float *scales = sh.scales_of(g) + first + threadIdx.x % 4 * 2;
     td_wgmma_hold<N / 2>(d);
 #pragma unroll
     for (int j = 0; j < N / 8; j++) {
-        const float2 s = *(const float2 *)(xs + 8 * j);
-        const float s0 = s.x * ws, s1 = s.y * ws;
-        acc[4 * j] = fmaf(d[4 * j], s0, acc[4 * j]);
-        acc[4 * j + 1] = fmaf(d[4 * j + 1], s1, acc[4 * j + 1]);
-        acc[4 * j + 2] = fmaf(d[4 * j + 2], s0, acc[4 * j + 2]);
-        acc[4 * j + 3] = fmaf(d[4 * j + 3], s1, acc[4 * j + 3]);
+        const float2 s = *(const float2 *)(scales + 8 * j);
+        acc[4 * j] = fmaf(d[4 * j], s.x, acc[4 * j]);
+        acc[4 * j + 1] = fmaf(d[4 * j + 1], s.y, acc[4 * j + 1]);
+        acc[4 * j + 2] = fmaf(d[4 * j + 2], s.x, acc[4 * j + 2]);
+        acc[4 * j + 3] = fmaf(d[4 * j + 3], s.y, acc[4 * j + 3]);
     }
 }
 
@@ -266,18 +284,19 @@ template <int WIDTH> struct td_wide_held {
 /* Block g of a tile; codes: its own, then those of block g + 1 of n_all. The first block of a tile
  * has no other half to add up. */
 template <int WIDTH, bool FIRST>
-__device__ inline void td_wide_block(const td_wide_shared &sh, int g, int n_all, uint4 codes[4],
-                                     td_wide_held<WIDTH> &h)
+__device__ inline void td_wide_block(const td_wide_shared &sh, uint32_t g, uint32_t n_all,
+                                     uint4 codes[4], td_wide_held<WIDTH> &h)
 {
     typedef td_wide_held<WIDTH> H;
     constexpr int N = H::N, last = H::HALVES - 1;
+    const uint64_t x = td_wide_operand(sh, g);
     uint32_t a[TD_TILE_K / 16][4];
     td_wide_widen_w(codes, a);
-    td_wide_start<N>(sh, g, 0, a, h.d[0]);
+    td_wide_start<N>(x, 0, a, h.d[0]);
     if (H::HALVES == 2) {
         if (!FIRST)
             td_wide_sum<N>(sh, g - 1, N, h.d[last], h.acc[last]);
-        td_wide_start<N>(sh, g, N, a, h.d[last]);
+        td_wide_start<N>(x, N, a, h.d[last]);
     }
     if (g + 1 < n_all)
         td_wide_codes(sh, g + 1, codes);
@@ -291,30 +310,58 @@ __device__ inline void td_wide_block(const td_wide_shared &sh, int g, int n_all,
         td_wide_sum<N>(sh, g, 0, h.d[0], h.acc[0]);
 }
 
+/* Elements `row` and row + 8 of a token's, of which n_rows exist. */
+__device__ inline void td_wide_put(td_bf16 *y, int row, int n_rows, int, float v, float v8)
+{
+    const uint32_t both = td_bf16_pair(v, v8);
+    if (row < n_rows)
+        y[row] = (td_bf16)both;
+    if (row + 8 < n_rows)
+        y[row + 8] = (td_bf16)(both >> 16);
+}
+
+__device__ inline void td_wide_put(float *y, int row, int n_rows, int add, float v, float v8)
+{
+    if (row < n_rows)
+        y[row] = add ? y[row] + v : v;
+    if (row + 8 < n_rows)
+        y[row + 8] = add ? y[row + 8] + v8 : v8;
+}
+
+template <int WIDTH, typename Job>
+__device__ inline void td_wide_store(const Job &job, int tile, const td_wide_held<WIDTH> &h)
+{
+    typedef td_wide_held<WIDTH> H;
+    const int row = threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4;
+    const auto out = job.out(tile);
+#pragma unroll
+    for (int half = 0; half < H::HALVES; half++)
+#pragma unroll
+        for (int i = 0; i < H::N / 2; i += 4)
+#pragma unroll
+            for (int c = 0; c < 2; c++) {
+                auto *y = out.token(half * H::N + 2 * i + (int)threadIdx.x % 4 * 2 + c);
+                if (y != NULL)
+                    td_wide_put(y, row, out.n_rows, out.add, h.acc[half][i + c],
+                                h.acc[half][i + c + 2]);
+            }
+}
+
 /* One tile from block g on; codes: those of its first block, then those of the first behind it. */
 template <int WIDTH, typename Job>
 __device__ inline void td_wide_tile(const Job &job, const td_wide_shared &sh, int tile,
-                                    int n_blocks, int n_all, int &g, uint4 codes[4])
+                                    int n_blocks, uint32_t n_all, uint32_t &g, uint4 codes[4])
 {
     typedef td_wide_held<WIDTH> H;
     constexpr int N = H::N, last = H::HALVES - 1;
-    const int end = g + n_blocks;
+    const uint32_t end = g + (uint32_t)n_blocks;
     H h = {};
     td_wide_block<WIDTH, true>(sh, g, n_all, codes, h);
     for (g++; g < end; g++)
         td_wide_block<WIDTH, false>(sh, g, n_all, codes, h);
     if (H::HALVES == 2)
         td_wide_sum<N>(sh, g - 1, N, h.d[last], h.acc[last]);
-    const int row = threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4;
-    const auto store = job.store(tile);
-#pragma unroll
-    for (int half = 0; half < H::HALVES; half++)
-#pragma unroll
-        for (int i = 0; i < N / 2; i += 4)
-#pragma unroll
-            for (int c = 0; c < 2; c++)
-                store(half * N + 2 * i + (int)threadIdx.x % 4 * 2 + c, row, h.acc[half][i + c],
-                      h.acc[half][i + c + 2]);
+    td_wide_store<WIDTH>(job, tile, h);
 }
 
 template <typename Job>
@@ -322,8 +369,8 @@ __device__ inline void td_wide_consume(const Job &job, const td_wide_shared &sh,
                                        int n_blocks)
 {
     const int n_mine = (n_tiles - (int)blockIdx.x + (int)gridDim.x - 1) / (int)gridDim.x;
-    const int n_all = n_mine * n_blocks;
-    int g = 0;
+    const uint32_t n_all = (uint32_t)n_mine * (uint32_t)n_blocks;
+    uint32_t g = 0;
     uint4 codes[4];
     td_wide_codes(sh, 0, codes);
     td_wide_release(sh, 0);
@@ -343,8 +390,9 @@ __device__ inline void td_wide_consume(const Job &job, const td_wide_shared &sh,
  *   n_tiles()
  *   place(tile)         -> td_wide_place
  *   row(tile, token)    -> the row of x that is the tile's token, below n_tokens
- *   store(tile)         -> s; s(token, row, v, v8) takes elements `row` and row + 8; tokens and
- *                          rows of w that do not exist come too: it leaves them */
+ *   out(tile)           -> where the tile goes: token(i): that token's first element (bf16 or
+ *                          f32), NULL: nowhere, i may be n_tokens and more; n_rows: of w, that
+ *                          there are; add: to what stands there (f32) */
 template <typename Job> __device__ inline void td_wide_run(const Job &job, unsigned char *dynamic)
 {
     const td_wide_shared sh(dynamic);

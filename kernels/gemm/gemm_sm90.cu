@@ -140,7 +140,7 @@ static int64_t e4m3_cost(const e4m3_choice *c, const td_gemm_args *a)
 
 /* ---- e4m3, many rows ---- */
 
-struct wide_job {
+template <typename Y> struct wide_job { /* Y: of y */
     td_gemm_args a;
     const uint8_t *x;
     const float *xs;
@@ -162,28 +162,30 @@ struct wide_job {
     {
         return tile % m_tiles * tokens + token;
     }
-    struct pair_store {
-        gemm_store s;
-        __device__ void operator()(int token, int row, float v, float v8) const
+    struct place_of_tile {
+        const td_gemm_args &a;
+        int m0, n0, n_rows, add;
+        __device__ Y *token(int i) const
         {
-            s(token, row, v);
-            s(token, row + 8, v8);
+            return m0 + i < a.M ? (Y *)a.y + (m0 + i) * a.y_stride + n0 : NULL;
         }
     };
-    __device__ pair_store store(int tile) const
+    __device__ place_of_tile out(int tile) const
     {
-        return {{a, tile % m_tiles * tokens, tile / m_tiles * TD_WIDE_ROWS}};
+        const int n0 = tile / m_tiles * TD_WIDE_ROWS;
+        return {a, tile % m_tiles * tokens, n0, a.N - n0, a.accumulate};
     }
 };
 
+template <typename Y>
 __global__ void __launch_bounds__(TD_WIDE_THREADS, 1)
-    gemm_wide_kernel(const __grid_constant__ wide_job job)
+    gemm_wide_kernel(const __grid_constant__ wide_job<Y> job)
 {
     extern __shared__ __align__(16) unsigned char shared[];
     td_wide_run(job, shared);
 }
 
-static td_status launch_wide(const td_gemm_args *a, td_stream *s)
+template <typename Y> static td_status launch_wide(const td_gemm_args *a, td_stream *s)
 {
     const int64_t n_tiles = td_grid(a->N, TD_WIDE_ROWS);
     int best = TD_WIDE_TOKENS;
@@ -192,12 +194,13 @@ static td_status launch_wide(const td_gemm_args *a, td_stream *s)
             td_wide_cost(n_tiles * td_grid(a->M, best), best))
             best = width;
     const int m_tiles = (int)td_grid(a->M, best);
-    const wide_job job = {*a, (const uint8_t *)a->x, a->xs, a->x_stride, a->K, best, m_tiles};
-    td_status st = td_cuda_allow_shared(s, (const void *)gemm_wide_kernel, TD_WIDE_BYTES, "gemm");
+    const wide_job<Y> job = {*a, (const uint8_t *)a->x, a->xs, a->x_stride, a->K, best, m_tiles};
+    td_status st =
+        td_cuda_allow_shared(s, (const void *)gemm_wide_kernel<Y>, TD_WIDE_BYTES, "gemm");
     if (st < 0)
         return st;
     const unsigned grid = td_wide_grid(n_tiles * m_tiles);
-    gemm_wide_kernel<<<grid, TD_WIDE_THREADS, TD_WIDE_BYTES, s->stream>>>(job);
+    gemm_wide_kernel<Y><<<grid, TD_WIDE_THREADS, TD_WIDE_BYTES, s->stream>>>(job);
     return td_cuda_launched(s, "gemm");
 }
 
@@ -209,7 +212,7 @@ static td_status launch_any_e4m3(const td_gemm_args *a, td_stream *s)
         0)
         return launch_e4m3<64, 32, false>(a, s);
     if (a->M >= WIDE_ROWS)
-        return launch_wide(a, s);
+        return a->y_dtype == TD_BF16 ? launch_wide<td_bf16>(a, s) : launch_wide<float>(a, s);
     const e4m3_choice *best = &e4m3_choices[0];
     for (size_t i = 1; i < sizeof(e4m3_choices) / sizeof(*e4m3_choices); i++)
         if (e4m3_cost(&e4m3_choices[i], a) < e4m3_cost(best, a))

@@ -309,20 +309,25 @@ template <int N_MATRICES> struct wide_job { /* 2: gate and up, 1: down */
         const int32_t pair = c.slots[at(tile).tile * c.tile_rows + token];
         return N_MATRICES == 2 ? pair / c.a.K : pair;
     }
-    template <typename S> struct pair_store {
-        S s;
-        __device__ void operator()(int token, int row, float v, float v8) const
+    struct place_of_tile {
+        const chunk &c;
+        struct place p;
+        int n_rows, add;
+        __device__ auto *token(int i) const
         {
-            s(token, row, v);
-            s(token, row + 8, v8);
+            const int64_t pair = c.slots[p.tile * c.tile_rows + i];
+            if constexpr (N_MATRICES == 2) {
+                td_bf16 *row = (td_bf16 *)c.both + pair * 2 * c.a.I + (p.is_up ? c.a.I : 0) + p.n0;
+                return pair < 0 ? NULL : row;
+            } else {
+                return pair < 0 ? NULL : c.part + pair * c.n_slice + p.n0 - c.slice;
+            }
         }
     };
-    __device__ auto store(int tile) const
+    __device__ place_of_tile out(int tile) const
     {
-        if constexpr (N_MATRICES == 2)
-            return pair_store<both_store<td_bf16>>{{c, at(tile)}};
-        else
-            return pair_store<part_store>{{c, at(tile)}};
+        const struct place p = at(tile);
+        return {c, p, (N_MATRICES == 2 ? 0 : c.slice) + n_columns() - p.n0, 0};
     }
 };
 
