@@ -426,7 +426,7 @@ static inline unsigned td_wide_grid(int64_t n_tiles)
  * something for each block of K. */
 static inline int64_t td_wide_cost(int64_t n_tiles, int width)
 {
-    const int64_t each = 24;
+    const int64_t each = 80; /* measured */
     return (n_tiles + TD_WIDE_BLOCKS - 1) / TD_WIDE_BLOCKS * (width + each);
 }
 #endif

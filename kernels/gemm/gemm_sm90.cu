@@ -1,7 +1,6 @@
-/* gemm_sm90.cu - e4m3: few rows: a block per tile of 8 to 64 rows of x and 16 to 64 of w on wgmma,
+/* gemm_sm90.cu - e4m3: few rows: a block per tile of 8 to 32 rows of x and 16 to 64 of w on wgmma,
  * see exact_tile.cuh; more: tiles of 32 to 128 rows of x and 128 of w, see wide_tile.cuh. bf16 and
- * f32, the generic path: a block per tile of 64 (16 for few rows) x 64,
- * see tile.cuh. */
+ * f32, the generic path: a block per tile of 64 (16 for few rows) x 64, see tile.cuh. */
 #include "kernels/cuda/exact_tile.cuh"
 #include "kernels/cuda/wide_tile.cuh"
 extern "C" {
@@ -129,7 +128,7 @@ static const struct e4m3_choice {
     {16, 8, launch_e4m3<16, 8, true>},   {32, 8, launch_e4m3<32, 8, true>},
     {64, 8, launch_e4m3<64, 8, true>},   {16, 16, launch_e4m3<16, 16, true>},
     {64, 16, launch_e4m3<64, 16, true>}, {32, 32, launch_e4m3<32, 32, true>},
-    {64, 32, launch_e4m3<64, 32, true>}, {64, 64, launch_e4m3<64, 64, true>},
+    {64, 32, launch_e4m3<64, 32, true>},
 };
 
 static int64_t e4m3_cost(const e4m3_choice *c, const td_gemm_args *a)
