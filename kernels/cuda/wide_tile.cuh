@@ -3,7 +3,7 @@
  * blocks of threads that stay and take one tile after the other.
  *
  * A tile is 128 rows of w by up to 128 tokens, of which it computes as many as it has, rounded up
- * to one of a few widths. Two warpgroups fetch: copies of w and x as e4m3 run TD_WIDE_AHEAD blocks
+ * to a multiple of 32. Two warpgroups fetch: copies of w and x as e4m3 run TD_WIDE_AHEAD blocks
  * of K ahead, over the end of a tile, too; they widen x into one of two operands of wgmma. Two
  * warpgroups with 64 rows of w each multiply: they widen w in registers, and while the products of
  * one half of the tokens run, they add up those of the other. Neither waits for the other: while
@@ -41,7 +41,7 @@
 struct td_wide_place {
     const uint8_t *w;
     const float *ws;
-    int n_rows;   /* of w that there are; beyond are zeros */
+    int n_rows;   /* of w that there are */
     int n_tokens; /* 1 .. TD_WIDE_TOKENS */
 };
 
