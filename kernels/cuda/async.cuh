@@ -12,6 +12,16 @@ __device__ inline void td_copy_async(void *shared, const void *global, int n_byt
                  : "memory");
 }
 
+/* Sixteen bytes, both sides 16-byte aligned; they become 0 when they are not there. */
+__device__ inline void td_copy_async_all(void *shared, const void *global, bool there)
+{
+    const uint32_t to = (uint32_t)__cvta_generic_to_shared(shared);
+    asm volatile("{.reg .pred p; setp.eq.u32 p, %2, 0; "
+                 "cp.async.cg.shared.global [%0], [%1], 16, p;}" ::"r"(to),
+                 "l"(global), "r"((uint32_t)there)
+                 : "memory");
+}
+
 /* Four bytes, both sides 4-byte aligned; n_bytes 0: they become 0. */
 __device__ inline void td_copy_async4(void *shared, const void *global, int n_bytes)
 {

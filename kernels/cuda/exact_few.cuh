@@ -23,7 +23,7 @@ template <int BT> struct td_exact_few {
     static constexpr int D_ROOM = BT * PITCH; /* of a block of K */
     static constexpr int SUMS = R * BT / THREADS;
     static constexpr int GROUP_BYTES = T::WIDE_BYTES + STAGES * T::STAGE_BYTES;
-    static_assert(T::HALVES == 1 && T::THREADS == 128, "one D, one warpgroup");
+    static_assert(T::THREADS == 128, "one warpgroup");
     static_assert(GROUP_BYTES % TD_SWIZZLE_ATOM == 0, "operands start at atoms");
 
     /* Dynamic shared memory. */
@@ -94,7 +94,7 @@ __device__ inline void td_exact_few_products(const td_tile_args &args,
     td_exact_widen_x<F::R, BT>(sh.stage_of(i), sh.group);
     td_wgmma_publish();
     td_cluster_part_sync((int)threadIdx.y); /* and widened: its stage is free */
-    td_exact_start<F::R, BT>(sh.group, 0, a, blk);
+    td_exact_start<F::R, BT>(sh.group, a, blk);
     td_exact_few_fetch<BT>(args, sh, i + F::STAGES, td_exact_few_block<BT>(i + F::STAGES, n_groups),
                            n_blocks);
     td_wgmma_wait<0>();

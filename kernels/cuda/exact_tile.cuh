@@ -1,10 +1,11 @@
 /* exact_tile.cuh - one tile of y = x w^T with e4m3 and block scales, on wgmma with f16 operands:
  * f16 holds every e4m3 exactly and the tensor cores sum f16 products in f32, where their e4m3 form
  * keeps some 13 bits below the largest product. Rows of w stand on the instruction's 64-row side,
- * tokens (rows of x) on its N side, so that one path with narrow and wide token tiles serves any
- * number of tokens. K goes in blocks of 128 in ascending order: eight products of 16 into a fresh
- * D, then sum = fma(D, xs * ws, sum). No split of K, and neither R (rows of w to a block) nor BT
- * (tokens) enters an element's arithmetic: its bits depend on its row and its column alone.
+ * tokens (rows of x) on its N side, which may be as narrow as 8. K goes in blocks of 128 in
+ * ascending order: eight products of 16 into a fresh D, then sum = fma(D, xs * ws, sum). No split
+ * of K, and neither R (rows of w to a block) nor BT (tokens) enters an element's arithmetic: its
+ * bits depend on its row and its column alone. For few tokens; wide_tile.cuh does the same sums for
+ * many.
  *
  * Both operands come as e4m3 by cp.async. A thread reads its part of w and widens it in registers
  * (wgmma takes A from there); the block of threads widens x once into shared memory. A sum may take
@@ -13,8 +14,7 @@
  * that a lane loads w 16 bytes at a time.
  *
  * While the tensor cores work on block kb, the sums of the one before are taken, block kb + 1 is
- * widened and copies for later ones run. 128 tokens are two halves with a D each, so that one is
- * summed while the other is worked on. */
+ * widened and copies for later ones run. */
 #ifndef TD_KERNELS_CUDA_EXACT_TILE_CUH
 #define TD_KERNELS_CUDA_EXACT_TILE_CUH
 #include "kernels/cuda/swizzle.cuh"
@@ -25,14 +25,13 @@
 #define TD_EXACT_WIDE 3 /* widened blocks of x: worked on, perhaps still read, being written */
 
 template <int R, int BT> struct td_exact_tile {
-    static_assert(R == 16 || R == 32 || R == 64 || R == 128, "rows of w to a block");
-    static constexpr int THREADS = R > 64 ? R / 64 * 128 : 128;
-    static constexpr int HALVES = BT > 64 ? 2 : 1, N = BT / HALVES; /* N: of an instruction */
+    static_assert(R == 16 || R == 32 || R == 64, "rows of w to a block");
+    static constexpr int THREADS = 128;
     static constexpr int STAGE_BYTES = (R + BT) * TD_TILE_K;
     static constexpr int WIDE_BYTES = BT * TD_TILE_K * 2;
     static constexpr int SCALES = BT + 4; /* of a block: of the tokens, then of w; floats */
-    /* Four blocks of threads to an SM, two, or one. */
-    static constexpr int BUDGET = (BT > 64 ? 200 : BT > 16 || R > 32 ? 104 : 50) << 10;
+    /* Four blocks of threads to an SM, or two. */
+    static constexpr int BUDGET = (BT > 16 || R > 32 ? 104 : 50) << 10;
     static constexpr int FIT =
         (BUDGET - TD_EXACT_WIDE * WIDE_BYTES) / (STAGE_BYTES + SCALES * (int)sizeof(float));
     static constexpr int STAGES = FIT < 12 ? FIT : 12;
@@ -156,7 +155,7 @@ __device__ inline void td_exact_widen_x(const unsigned char *stage, unsigned cha
 {
     typedef td_exact_tile<R, BT> T;
     const unsigned char *from = stage + R * TD_TILE_K;
-#pragma unroll(BT > 64 ? 1 : 8) /* 128 tokens: registers are short */
+#pragma unroll
     for (int first = 0; first < 8 * BT; first += T::THREADS) {
         const int u = first + T::THREADS - 1 - (int)threadIdx.x;
         const int i = u % 4, row = u / 4 % BT, h = u / 4 / BT;
@@ -173,39 +172,35 @@ __device__ inline void td_exact_widen_x(const unsigned char *stage, unsigned cha
     }
 }
 
-/* Starts the products of a block of K with N tokens; wide: its x. */
+/* Starts the products of a block of K; wide: its x. */
 template <int R, int BT>
-__device__ inline void td_exact_start(const unsigned char *wide, int half,
-                                      uint32_t a[TD_TILE_K / 16][4],
-                                      float blk[td_exact_tile<R, BT>::N / 2])
+__device__ inline void td_exact_start(const unsigned char *wide, uint32_t a[TD_TILE_K / 16][4],
+                                      float blk[BT / 2])
 {
-    typedef td_exact_tile<R, BT> T;
-    const uint64_t x = td_wgmma_desc(wide + half * T::N * TD_SWIZZLE_ROW);
-    td_wgmma_hold<T::N / 2>(blk);
-    if (half == 0) /* the other half shares them, and products may be reading them already */
-        td_wgmma_hold<TD_TILE_K / 4>(&a[0][0]);
+    const uint64_t x = td_wgmma_desc(wide);
+    td_wgmma_hold<BT / 2>(blk);
+    td_wgmma_hold<TD_TILE_K / 4>(&a[0][0]);
     td_wgmma_begin();
 #pragma unroll
     for (int k = 0; k < TD_TILE_K / 16; k++)
-        td_wgmma_f16<T::N>(blk, a[k],
-                           x + k / 4 * (BT * TD_SWIZZLE_ROW >> 4) + k % 4 * TD_SWIZZLE_K32, k > 0);
+        td_wgmma_f16<BT>(blk, a[k], x + k / 4 * (BT * TD_SWIZZLE_ROW >> 4) + k % 4 * TD_SWIZZLE_K32,
+                         k > 0);
     td_wgmma_commit();
 }
 
 /* acc += what block kb gave; not if there is no such block. */
 template <int R, int BT>
-__device__ inline void td_exact_sum(const td_exact_shared<R, BT> &sh, int kb, int half,
-                                    int n_blocks, float blk[td_exact_tile<R, BT>::N / 2],
-                                    float acc[td_exact_tile<R, BT>::N / 2])
+__device__ inline void td_exact_sum(const td_exact_shared<R, BT> &sh, int kb, int n_blocks,
+                                    float blk[BT / 2], float acc[BT / 2])
 {
     typedef td_exact_tile<R, BT> T;
     const float *scales = sh.scales + kb % T::RING * T::SCALES, ws = scales[BT];
-    const float *xs = scales + half * T::N + threadIdx.x % 4 * 2;
-    td_wgmma_hold<T::N / 2>(blk);
+    const float *xs = scales + threadIdx.x % 4 * 2;
+    td_wgmma_hold<BT / 2>(blk);
     if (kb >= n_blocks)
         return;
 #pragma unroll
-    for (int j = 0; j < T::N / 8; j++) {
+    for (int j = 0; j < BT / 8; j++) {
         const float2 s = *(const float2 *)(xs + 8 * j);
         const float s0 = s.x * ws, s1 = s.y * ws;
         acc[4 * j] = fmaf(blk[4 * j], s0, acc[4 * j]);
@@ -215,35 +210,25 @@ __device__ inline void td_exact_sum(const td_exact_shared<R, BT> &sh, int kb, in
     }
 }
 
-/* What a thread holds: w of a block and of the next, two D (of this block and the one before, or of
- * the halves of 128 tokens), the sums. */
-template <int R, int BT> struct td_exact_held {
-    typedef td_exact_tile<R, BT> T;
+/* What a thread holds: w of a block and of the next, D of this block and the one before, the sums.
+ */
+template <int BT> struct td_exact_held {
     uint32_t a[2][TD_TILE_K / 16][4];
-    float d[2][T::N / 2], acc[T::HALVES][T::N / 2];
+    float d[2][BT / 2], acc[BT / 2];
 };
 
 /* Block kb's products, with w in h.a[ODD]; w of the next block to the other. */
 template <int R, int BT, bool ALIGNED, int ODD>
 __device__ inline void td_exact_block(const td_tile_args &args, const td_exact_shared<R, BT> &sh,
-                                      int kb, int n_blocks, td_exact_held<R, BT> &h)
+                                      int kb, int n_blocks, td_exact_held<BT> &h)
 {
     typedef td_exact_tile<R, BT> T;
-    constexpr int MINE = T::HALVES == 2 ? 0 : ODD;
-    float *const d = h.d[MINE], *const other = h.d[1 - MINE];
-    const int last = T::HALVES - 1;
-    td_exact_start<R, BT>(sh.wide_of(kb), 0, h.a[ODD], d);
+    td_exact_start<R, BT>(sh.wide_of(kb), h.a[ODD], h.d[ODD]);
     if (kb > 0) {
         td_wgmma_wait<1>();
-        td_exact_sum<R, BT>(sh, kb - 1, last, n_blocks, other, h.acc[last]);
+        td_exact_sum<R, BT>(sh, kb - 1, n_blocks, h.d[1 - ODD], h.acc);
     }
-    if (T::HALVES == 2)
-        td_exact_start<R, BT>(sh.wide_of(kb), 1, h.a[ODD], other);
     td_exact_widen_x<R, BT>(sh.stage_of(kb + 1), sh.wide_of(kb + 1));
-    if (T::HALVES == 2) {
-        td_wgmma_wait<1>();
-        td_exact_sum<R, BT>(sh, kb, 0, n_blocks, d, h.acc[0]);
-    }
     td_exact_widen_w<R>(sh.stage_of(kb + 1), h.a[1 - ODD]);
     td_exact_fetch<R, BT, ALIGNED>(args, sh, kb + T::STAGES, n_blocks);
     td_copy_wait<T::STAGES - 2>();
@@ -260,7 +245,7 @@ __device__ inline void td_exact_run(const td_tile_args &args, const td_exact_sha
 {
     typedef td_exact_tile<R, BT> T;
     const int n_blocks = (args.K + TD_TILE_K - 1) / TD_TILE_K;
-    td_exact_held<R, BT> h = {};
+    td_exact_held<BT> h = {};
     for (int s = 0; s < T::STAGES; s++)
         td_exact_fetch<R, BT, ALIGNED>(args, sh, s, n_blocks);
     td_copy_wait<T::STAGES - 2>();
@@ -278,9 +263,8 @@ __device__ inline void td_exact_run(const td_tile_args &args, const td_exact_sha
     }
     td_wgmma_wait<0>();
     td_copy_wait<0>();
-    td_exact_sum<R, BT>(sh, kb - 1, T::HALVES - 1, n_blocks, h.d[T::HALVES - 1],
-                        h.acc[T::HALVES - 1]);
-    td_wgmma_store<R, BT, T::THREADS>((float *)sh.wide, &h.acc[0][0], store);
+    td_exact_sum<R, BT>(sh, kb - 1, n_blocks, h.d[0], h.acc);
+    td_wgmma_store<R, BT, T::THREADS>((float *)sh.wide, h.acc, store);
 }
 
 /* For the choice of a tile, which no bit depends on: a block's time goes with the rows that it

@@ -1,10 +1,12 @@
-/* gemm_sm90.cu - e4m3: a block per tile of 8 to 128 rows of x and 16 to 128 of w on wgmma, see
- * exact_tile.cuh. bf16: a tile of 64 (16 for few rows) x 64, see tile.cuh, by a cluster of 1 to 8
- * blocks: where N is small K is split between them, by N and K alone, and the parts are added in
- * their order, so that a row's bits are the same in any batch. f32, the generic path: a block per
- * tile, K in one. */
+/* gemm_sm90.cu - e4m3: few rows: a block per tile of 8 to 32 rows of x and 16 to 64 of w on wgmma,
+ * see exact_tile.cuh, or with K's blocks spread over warpgroups and blocks, the same sums, see
+ * exact_few.cuh; more: tiles of 32 to 128 rows of x and 128 of w, see wide_tile.cuh. bf16: a tile
+ * of 64 (16 for few rows) x 64, see tile.cuh, by a cluster of 1 to 8 blocks: where N is small K is
+ * split between them, by N and K alone, and the parts are added in their order, so that a row's
+ * bits are the same in any batch. f32, the generic path: a block per tile, K in one. */
 #include "kernels/cuda/cluster.cuh"
 #include "kernels/cuda/exact_few.cuh"
+#include "kernels/cuda/wide_tile.cuh"
 extern "C" {
 #include "kernels/gemm/gemm.h"
 }
@@ -14,6 +16,7 @@ extern "C" {
 #define MAX_SHARED (227 << 10) /* of a block */
 #define MAX_FEW_BLOCKS 256     /* of K, for products of few tokens */
 #define LONG_FEW_BLOCKS 32     /* so many are worth their warpgroups where every SM has tiles */
+#define WIDE_ROWS 33           /* and more: wide tiles */
 
 /* The tile's rows of x: first .. first + n - 1 of M. */
 __device__ static void number_rows(int32_t *index, int n, int first, int M)
@@ -228,17 +231,82 @@ static const struct e4m3_choice {
     int R, BT;
     td_status (*launch)(const td_gemm_args *a, td_stream *s);
 } e4m3_choices[] = {
-    {16, 8, launch_e4m3<16, 8, true>},       {32, 8, launch_e4m3<32, 8, true>},
-    {64, 8, launch_e4m3<64, 8, true>},       {16, 16, launch_e4m3<16, 16, true>},
-    {64, 16, launch_e4m3<64, 16, true>},     {32, 32, launch_e4m3<32, 32, true>},
-    {64, 32, launch_e4m3<64, 32, true>},     {64, 64, launch_e4m3<64, 64, true>},
-    {128, 128, launch_e4m3<128, 128, true>},
+    {16, 8, launch_e4m3<16, 8, true>},   {32, 8, launch_e4m3<32, 8, true>},
+    {64, 8, launch_e4m3<64, 8, true>},   {16, 16, launch_e4m3<16, 16, true>},
+    {64, 16, launch_e4m3<64, 16, true>}, {32, 32, launch_e4m3<32, 32, true>},
+    {64, 32, launch_e4m3<64, 32, true>},
 };
 
 static int64_t e4m3_cost(const e4m3_choice *c, const td_gemm_args *a)
 {
     const int64_t n_blocks = (int64_t)td_grid(a->M, c->BT) * td_grid(a->N, c->R);
     return td_exact_cost(n_blocks, c->R + (a->M < c->BT ? a->M : c->BT));
+}
+
+/* ---- e4m3, many rows ---- */
+
+template <typename Y> struct wide_job { /* Y: of y */
+    td_gemm_args a;
+    const uint8_t *x;
+    const float *xs;
+    int64_t x_stride;
+    int K, tokens, m_tiles; /* tokens of a tile: a width of td_wide_width()'s */
+    __device__ int n_tiles() const
+    {
+        return m_tiles * ((a.N + TD_WIDE_ROWS - 1) / TD_WIDE_ROWS);
+    }
+    __device__ td_wide_place place(int tile) const
+    {
+        const int left = a.M - tile % m_tiles * tokens, n0 = tile / m_tiles * TD_WIDE_ROWS;
+        const int n_blocks = (K + TD_TILE_K - 1) / TD_TILE_K;
+        return {(const uint8_t *)a.w + (int64_t)n0 * K,
+                a.ws + (int64_t)(n0 / TD_QUANT_GROUP) * n_blocks, a.N - n0,
+                left < tokens ? left : tokens};
+    }
+    __device__ int32_t row(int tile, int token) const
+    {
+        return tile % m_tiles * tokens + token;
+    }
+    struct place_of_tile {
+        const td_gemm_args &a;
+        int m0, n0, n_rows, add;
+        __device__ Y *token(int i) const
+        {
+            return m0 + i < a.M ? (Y *)a.y + (m0 + i) * a.y_stride + n0 : NULL;
+        }
+    };
+    __device__ place_of_tile out(int tile) const
+    {
+        const int n0 = tile / m_tiles * TD_WIDE_ROWS;
+        return {a, tile % m_tiles * tokens, n0, a.N - n0, a.accumulate};
+    }
+};
+
+template <typename Y>
+__global__ void __launch_bounds__(TD_WIDE_THREADS, 1)
+    gemm_wide_kernel(const __grid_constant__ wide_job<Y> job)
+{
+    extern __shared__ __align__(16) unsigned char shared[];
+    td_wide_run(job, shared);
+}
+
+template <typename Y> static td_status launch_wide(const td_gemm_args *a, td_stream *s)
+{
+    const int64_t n_tiles = td_grid(a->N, TD_WIDE_ROWS);
+    int best = TD_WIDE_TOKENS;
+    for (int width = 32; width < TD_WIDE_TOKENS; width += 32)
+        if (td_wide_cost(n_tiles * td_grid(a->M, width), width) <
+            td_wide_cost(n_tiles * td_grid(a->M, best), best))
+            best = width;
+    const int m_tiles = (int)td_grid(a->M, best);
+    const wide_job<Y> job = {*a, (const uint8_t *)a->x, a->xs, a->x_stride, a->K, best, m_tiles};
+    td_status st =
+        td_cuda_allow_shared(s, (const void *)gemm_wide_kernel<Y>, TD_WIDE_BYTES, "gemm");
+    if (st < 0)
+        return st;
+    const unsigned grid = td_wide_grid(n_tiles * m_tiles);
+    gemm_wide_kernel<Y><<<grid, TD_WIDE_THREADS, TD_WIDE_BYTES, s->stream>>>(job);
+    return td_cuda_launched(s, "gemm");
 }
 
 static td_status launch_any_e4m3(const td_gemm_args *a, td_stream *s)
@@ -248,6 +316,8 @@ static td_status launch_any_e4m3(const td_gemm_args *a, td_stream *s)
             16 !=
         0)
         return launch_e4m3<64, 32, false>(a, s);
+    if (a->M >= WIDE_ROWS)
+        return a->y_dtype == TD_BF16 ? launch_wide<td_bf16>(a, s) : launch_wide<float>(a, s);
     const td_status few = a->M <= 8    ? launch_few<8>(a, s)
                           : a->M <= 16 ? launch_few<16>(a, s)
                                        : launch_few<32>(a, s);

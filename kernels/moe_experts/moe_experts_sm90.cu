@@ -1,95 +1,23 @@
 /* moe_experts_sm90.cu - (token, expert) pairs are sorted by expert on the device, then two grouped
- * products on the tiles of gemm (exact_tile.cuh for e4m3, tile.cuh otherwise) with silu (and the
- * quantiser) between them, then the sum in top-k order. Expert counts stay in device memory; the
- * grid is for the worst case, and tiles that nobody fills end at once. The second product and the
- * sum go in slices of D that bound the f32 results of single experts; each weight is read once. */
+ * products on the tiles of gemm (exact_tile.cuh and wide_tile.cuh for e4m3, tile.cuh otherwise)
+ * with silu (and the quantiser) between them, then the sum in top-k order. Expert counts stay in
+ * device memory; the grid is for the worst case, and tiles that nobody fills end at once (wide
+ * ones: a block to an SM takes those that there are). The second product and the sum go in slices
+ * of D that bound the f32 results of single experts; each weight is read once by a chunk. */
 #include "kernels/cuda/exact_tile.cuh"
 #include "kernels/cuda/group.cuh"
+#include "kernels/cuda/wide_tile.cuh"
+#include "kernels/moe_experts/moe_experts_plan.cuh"
 extern "C" {
 #include "kernels/moe_experts/moe_experts.h"
 }
 
-#define PLAN_THREADS 1024
-#define PART_BYTES ((int64_t)256 << 20) /* of scratch memory, for results of either product */
+/* Of scratch memory, for results of the products. A chunk reads every weight: it has to be large.
+ */
+#define BOTH_BYTES ((int64_t)1 << 30)
+#define PART_BYTES ((int64_t)256 << 20)
 #define TILE_FEW 16
 #define TILE_MANY 64
-
-/* One chunk of tokens; device memory. Pair p is token p / K with its expert number p % K. */
-struct chunk {
-    td_moe_experts_args a; /* of the chunk's tokens */
-    int n_pairs, n_experts, tile_rows, max_tiles;
-    int aligned;          /* rows of x, h and the weights start at multiples of 16 bytes */
-    int32_t *n_tiles;     /* [1] */
-    int32_t *tile_expert; /* [max_tiles] */
-    int32_t *slots;       /* [max_tiles, tile_rows] pairs; -1: none */
-    void *both;           /* [n_pairs, 2 I] act: gate, up */
-    void *h;              /* [n_pairs, I] dtype */
-    float *hs;            /* [n_pairs, ceil(I/128)] */
-    float *part;          /* [n_pairs, n_slice] columns slice .. slice + n_slice - 1 of D */
-    int slice, n_slice;
-};
-
-__device__ static int expert_of(const chunk &c, int pair)
-{
-    const int32_t e = c.a.ids[pair];
-    return e >= c.a.expert_lo && e < c.a.expert_hi ? e - c.a.expert_lo : -1;
-}
-
-/* The sum of n over the threads before this one, and over all PLAN_THREADS. */
-__device__ static int sum_before(int n, int *all)
-{
-    __shared__ int warps[PLAN_THREADS / 32];
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    int sum = n, of_warps;
-    for (int d = 1; d < 32; d *= 2) {
-        const int left = __shfl_up_sync(0xffffffffu, sum, d);
-        sum += lane >= d ? left : 0;
-    }
-    __syncthreads(); /* the call before is done with warps */
-    if (lane == 31)
-        warps[warp] = sum;
-    __syncthreads();
-    of_warps = warps[lane];
-    for (int d = 1; d < 32; d *= 2) {
-        const int left = __shfl_up_sync(0xffffffffu, of_warps, d);
-        of_warps += lane >= d ? left : 0;
-    }
-    *all = __shfl_sync(0xffffffffu, of_warps, 31);
-    return sum - n + (warp > 0 ? __shfl_sync(0xffffffffu, of_warps, warp - 1) : 0);
-}
-
-/* One block. Which pair of an expert gets which slot does not matter: a row's result does not
- * depend on its place. */
-__global__ void __launch_bounds__(PLAN_THREADS) plan_kernel(chunk c)
-{
-    extern __shared__ int32_t counts[]; /* [n_experts] pairs, then the next free slot */
-    for (int e = threadIdx.x; e < c.n_experts; e += PLAN_THREADS)
-        counts[e] = 0;
-    for (int i = threadIdx.x; i < c.max_tiles * c.tile_rows; i += PLAN_THREADS)
-        c.slots[i] = -1;
-    __syncthreads();
-    for (int p = threadIdx.x; p < c.n_pairs; p += PLAN_THREADS)
-        if (expert_of(c, p) >= 0)
-            atomicAdd(&counts[expert_of(c, p)], 1);
-    __syncthreads();
-    int first = 0; /* tile of the experts from e0 on */
-    for (int e0 = 0; e0 < c.n_experts; e0 += PLAN_THREADS) {
-        const int e = e0 + threadIdx.x;
-        const int n = e < c.n_experts ? (counts[e] + c.tile_rows - 1) / c.tile_rows : 0;
-        int n_all, tile = first + sum_before(n, &n_all);
-        if (e < c.n_experts)
-            counts[e] = tile * c.tile_rows;
-        for (int i = 0; i < n; i++)
-            c.tile_expert[tile + i] = e;
-        first += n_all;
-    }
-    if (threadIdx.x == 0)
-        *c.n_tiles = first;
-    __syncthreads();
-    for (int p = threadIdx.x; p < c.n_pairs; p += PLAN_THREADS)
-        if (expert_of(c, p) >= 0)
-            c.slots[atomicAdd(&counts[expert_of(c, p)], 1)] = p;
-}
 
 /* ---- the two products ---- */
 
@@ -98,19 +26,27 @@ struct place { /* of a tile */
     bool is_up;
 };
 
-/* N columns from `first` on. Gate and up stand side by side: column tiles of gate first, then those
- * of up. */
+/* Number i of the places. N columns from `first` on. Gate and up stand side by side: column tiles
+ * of gate first, then those of up. */
+__device__ static place place_of(const chunk &c, int i, int first, int N, int n_matrices, int width)
+{
+    const int n_tiles = (N + width - 1) / width * n_matrices, col = i % n_tiles;
+    place p;
+    p.tile = i / n_tiles;
+    p.is_up = col >= n_tiles / n_matrices && n_matrices == 2;
+    p.n0 = (p.is_up ? col - n_tiles / 2 : col) * width + first;
+    p.expert = c.tile_expert[p.tile];
+    return p;
+}
+
+/* The block's own; false: it has none. */
 __device__ static bool find_place(const chunk &c, int first, int N, int n_matrices, int width,
                                   place *p)
 {
     const int n_tiles = (N + width - 1) / width * n_matrices;
-    p->tile = (int)(blockIdx.x / n_tiles);
-    if (p->tile >= *c.n_tiles)
+    if ((int)(blockIdx.x / n_tiles) >= *c.n_tiles)
         return false;
-    const int col = (int)(blockIdx.x % n_tiles);
-    p->is_up = col >= n_tiles / n_matrices && n_matrices == 2;
-    p->n0 = (p->is_up ? col - n_tiles / 2 : col) * width + first;
-    p->expert = c.tile_expert[p->tile];
+    *p = place_of(c, (int)blockIdx.x, first, N, n_matrices, width);
     return true;
 }
 
@@ -252,6 +188,80 @@ __global__ void __launch_bounds__(td_exact_tile<R, BT>::THREADS)
     td_exact_run<R, BT, ALIGNED>(t, sh, store);
 }
 
+/* ---- the same for many tokens of each expert, e4m3 ---- */
+
+template <int N_MATRICES> struct wide_job { /* 2: gate and up, 1: down */
+    const chunk &c;
+    const uint8_t *x;
+    const float *xs;
+    int64_t x_stride;
+    int K;
+    __device__ explicit wide_job(const chunk &of)
+        : c(of), x((const uint8_t *)(N_MATRICES == 2 ? of.a.x : of.h)),
+          xs(N_MATRICES == 2 ? of.a.xs : of.hs), x_stride(N_MATRICES == 2 ? of.a.D : of.a.I),
+          K(N_MATRICES == 2 ? of.a.D : of.a.I)
+    {
+    }
+    __device__ int n_columns() const
+    {
+        return N_MATRICES == 2 ? c.a.I : c.n_slice;
+    }
+    __device__ int n_tiles() const
+    {
+        return *c.n_tiles * ((n_columns() + TD_WIDE_ROWS - 1) / TD_WIDE_ROWS) * N_MATRICES;
+    }
+    __device__ struct place at(int tile) const
+    {
+        return place_of(c, tile, N_MATRICES == 2 ? 0 : c.slice, n_columns(), N_MATRICES,
+                        TD_WIDE_ROWS);
+    }
+    __device__ td_wide_place place(int tile) const
+    {
+        const struct place p = at(tile);
+        td_tile_args t = {};
+        if (N_MATRICES == 2)
+            set_weights(&t, p.is_up ? c.a.up : c.a.gate, p.is_up ? c.a.up_s : c.a.gate_s, p, c.a.I,
+                        c.a.D, 1);
+        else
+            set_weights(&t, c.a.down, c.a.down_s, p, c.a.D, c.a.I, 1);
+        return {(const uint8_t *)t.w, t.ws, t.n_cols, c.tile_pairs[p.tile]};
+    }
+    __device__ int32_t row(int tile, int token) const
+    {
+        const int32_t pair = c.slots[at(tile).tile * c.tile_rows + token];
+        return N_MATRICES == 2 ? pair / c.a.K : pair;
+    }
+    struct place_of_tile {
+        const chunk &c;
+        struct place p;
+        int n_rows, add;
+        __device__ auto *token(int i) const
+        {
+            const int64_t pair = c.slots[p.tile * c.tile_rows + i];
+            if constexpr (N_MATRICES == 2) {
+                td_bf16 *row = (td_bf16 *)c.both + pair * 2 * c.a.I + (p.is_up ? c.a.I : 0) + p.n0;
+                return pair < 0 ? NULL : row;
+            } else {
+                return pair < 0 ? NULL : c.part + pair * c.n_slice + p.n0 - c.slice;
+            }
+        }
+    };
+    __device__ place_of_tile out(int tile) const
+    {
+        const struct place p = at(tile);
+        return {c, p, (N_MATRICES == 2 ? 0 : c.slice) + n_columns() - p.n0, 0};
+    }
+};
+
+template <int N_MATRICES>
+__global__ void __launch_bounds__(TD_WIDE_THREADS, 1)
+    experts_wide_kernel(const __grid_constant__ chunk c)
+{
+    extern __shared__ __align__(16) unsigned char shared[];
+    const wide_job<N_MATRICES> job(c);
+    td_wide_run(job, shared);
+}
+
 /* ---- between and behind them ---- */
 
 /* A warp per group of 128 of a pair's row: h = silu(gate) * up, rounded, quantised for e4m3. */
@@ -336,6 +346,18 @@ template <int R, int BT, bool ALIGNED> static td_status down_e4m3(const chunk &c
     return st;
 }
 
+template <int N_MATRICES> static td_status wide(const chunk &c, td_stream *s)
+{
+    const int64_t n_columns = N_MATRICES == 2 ? c.a.I : c.n_slice;
+    const unsigned grid =
+        td_wide_grid((int64_t)c.max_tiles * td_grid(n_columns, TD_WIDE_ROWS) * N_MATRICES);
+    td_status st = td_cuda_allow_shared(s, (const void *)experts_wide_kernel<N_MATRICES>,
+                                        TD_WIDE_BYTES, "moe_experts");
+    if (st == TD_OK)
+        experts_wide_kernel<N_MATRICES><<<grid, TD_WIDE_THREADS, TD_WIDE_BYTES, s->stream>>>(c);
+    return st;
+}
+
 /* No tile changes a bit of the result. */
 static const struct e4m3_choice {
     int R, BT;
@@ -347,8 +369,7 @@ static const struct e4m3_choice {
     {64, 8, true, gate_up_e4m3<64, 8, true>, down_e4m3<64, 8, true>},
     {64, 16, true, gate_up_e4m3<64, 16, true>, down_e4m3<64, 16, true>},
     {64, 32, true, gate_up_e4m3<64, 32, true>, down_e4m3<64, 32, true>},
-    {64, 64, true, gate_up_e4m3<64, 64, true>, down_e4m3<64, 64, true>},
-    {128, 128, true, gate_up_e4m3<128, 128, true>, down_e4m3<128, 128, true>},
+    {TD_WIDE_ROWS, TD_WIDE_TOKENS, true, wide<2>, wide<1>},
     {64, 32, false, gate_up_e4m3<64, 32, false>, down_e4m3<64, 32, false>},
 };
 
@@ -419,6 +440,7 @@ static size_t carve(chunk *c, unsigned char *base)
     } parts[] = {
         {(void **)&c->n_tiles, 4},
         {(void **)&c->tile_expert, (int64_t)c->max_tiles * 4},
+        {(void **)&c->tile_pairs, (int64_t)c->max_tiles * 4},
         {(void **)&c->slots, (int64_t)c->max_tiles * c->tile_rows * 4},
         {&c->both, c->n_pairs * 2 * I * act},
         {&c->h, c->n_pairs * I * (int64_t)td_dtype_bytes(c->a.dtype)},
@@ -442,9 +464,9 @@ static int tile_rows(const chunk *c)
     if (!c->aligned)
         return 32;
     int rows = 8;
-    while (rows < 128 && 2 * rows < 3 * average) /* half again: experts differ */
+    while (rows < 64 && 2 * rows < 3 * average) /* half again: experts differ */
         rows *= 2;
-    return rows;
+    return rows < 64 ? rows : TD_WIDE_TOKENS;
 }
 
 static chunk chunk_of(const td_moe_experts_args *a, int t, int n)
@@ -509,7 +531,8 @@ extern "C" td_status td_moe_experts_cuda(const td_moe_experts_args *a, td_stream
         return s->head.class_->fill(s, a->y, 0, (size_t)a->T * (size_t)a->D * 4);
     /* Of a pair: gate, up and their product; 128 columns of its result. */
     const int64_t row = (int64_t)a->I * (a->dtype == TD_F32 ? 12 : 6), slice = TD_QUANT_GROUP * 4;
-    const int64_t most = PART_BYTES / ((int64_t)a->K * (row > slice ? row : slice));
+    const int64_t of_rows = BOTH_BYTES / (a->K * row), of_slice = PART_BYTES / (a->K * slice);
+    const int64_t most = of_rows < of_slice ? of_rows : of_slice;
     const int step = most < 1 ? 1 : most < a->T ? (int)most : a->T;
     td_status st = TD_OK;
     for (int t = 0; st == TD_OK && t < a->T; t += step) {

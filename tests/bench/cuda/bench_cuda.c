@@ -194,10 +194,9 @@ static void measure_gemm(gpu *g, td_dtype dtype, int M, int N, int K)
     td_device_free(g->device, j.a.y);
 }
 
-/* ---- moe_experts: a rank's share of TP8 ---- */
+/* ---- moe_experts: whole experts, and a rank's share of TP8 ---- */
 
 #define EXPERTS 256
-#define WIDTH 256
 #define HIDDEN 7168
 #define TOP_K 8
 
@@ -223,17 +222,17 @@ static int32_t *random_ids(gpu *g, int T)
     return p;
 }
 
-static void measure_moe(gpu *g)
+static void measure_moe(gpu *g, int width, int first)
 {
-    const size_t matrix = (size_t)EXPERTS * WIDTH * HIDDEN;
-    const size_t n_scales = (size_t)EXPERTS * (WIDTH / 128) * (HIDDEN / 128);
-    td_moe_experts_args a = {.D = HIDDEN, .I = WIDTH, .K = TOP_K, .expert_hi = EXPERTS, .ue8m0 = 1};
+    const size_t matrix = (size_t)EXPERTS * (size_t)width * HIDDEN;
+    const size_t n_scales = (size_t)EXPERTS * (size_t)(width / 128) * (HIDDEN / 128);
+    td_moe_experts_args a = {.D = HIDDEN, .I = width, .K = TOP_K, .expert_hi = EXPERTS, .ue8m0 = 1};
     a.dtype = TD_E4M3;
     a.gate = random_memory(g, matrix);
     a.up = random_memory(g, matrix);
     a.down = random_memory(g, matrix);
     a.gate_s = a.up_s = a.down_s = scale_memory(g, n_scales);
-    for (int T = 1; T <= 4096; T *= 4) {
+    for (int T = first; T <= 4096; T *= 4) {
         char what[80];
         double touched = EXPERTS * (1 - pow(1 - (double)TOP_K / EXPERTS, T));
         a.T = T;
@@ -242,9 +241,9 @@ static void measure_moe(gpu *g)
         a.ids = random_ids(g, T);
         a.weights = scale_memory(g, (size_t)T * TOP_K);
         a.y = device_memory(g, (size_t)T * HIDDEN * 4);
-        snprintf(what, sizeof(what), "moe_experts E 256 I 256 D 7168 top-8 T %d", T);
-        row(g, what, median_time(g, call_moe, &a), 6.0 * TOP_K * T * WIDTH * HIDDEN, FP8_RATE,
-            touched * 3 * WIDTH * HIDDEN + T * (7168.0 + 8 * 2 * 256 + 2 * 7168));
+        snprintf(what, sizeof(what), "moe_experts E 256 I %d D 7168 top-8 T %d", width, T);
+        row(g, what, median_time(g, call_moe, &a), 6.0 * TOP_K * T * width * HIDDEN, FP8_RATE,
+            touched * 3 * width * HIDDEN + T * (7168.0 + 8 * 2 * 256 + 2 * 7168));
         td_device_free(g->device, (void *)(uintptr_t)a.x);
         td_device_free(g->device, (void *)(uintptr_t)a.xs);
         td_device_free(g->device, (void *)(uintptr_t)a.ids);
@@ -465,7 +464,7 @@ int main(int argc, char **argv)
 {
     static const int shapes[][2] = {
         {2112, 7168}, {24576, 1536}, {7168, 16384}, {4096, 7168}, {7168, 2048}};
-    static const int Ms[] = {1, 16, 64, 1024, 4096};
+    static const int Ms[] = {1, 16, 64, 128, 256, 1024, 4096};
     td_backend_options options = {.kind = TD_BACKEND_CUDA};
     gpu g = {0};
     td_err err;
@@ -481,8 +480,10 @@ int main(int argc, char **argv)
             measure_gemm(&g, TD_E4M3, Ms[m], shapes[s][0], shapes[s][1]);
     for (size_t m = 0; m < sizeof(Ms) / sizeof(*Ms) && wanted(argc, argv, "gemm"); m++)
         measure_gemm(&g, TD_BF16, Ms[m], 4096, 7168);
-    if (wanted(argc, argv, "moe"))
-        measure_moe(&g);
+    if (wanted(argc, argv, "moe")) {
+        measure_moe(&g, 256, 1);
+        measure_moe(&g, 2048, 64);
+    }
     if (wanted(argc, argv, "attention"))
         measure_all_attention(&g);
     if (wanted(argc, argv, "few"))
