@@ -10,14 +10,14 @@
 #include <time.h>
 
 #define MAX_THREADS 64
-#define DEFAULT_THREADS 24
-#define DEFAULT_BYTES ((size_t)8 << 20)
+#define DEFAULT_THREADS 16
+#define DEFAULT_BYTES ((size_t)16 << 20)
 #define DEFAULT_PATIENCE_MS 120000
 #define PIECE_BYTES ((size_t)1 << 20)  /* what a reader takes at a time, unless a row is longer */
 #define SMALL_BYTES ((size_t)64 << 10) /* parts below this go together, not between large ones */
 #define MAX_PIECES 64                  /* of a batch */
 #define N_BATCHES 256 /* written down ahead: allocating takes its time, and readers have work */
-#define N_BUFFERS 8   /* some are being filled, some stand behind the one that is copied */
+#define N_BUFFERS 5   /* some are being filled, some stand behind the one that is copied */
 #define ALIGN 64
 
 typedef struct { /* what becomes one stretch of a buffer */
@@ -53,9 +53,11 @@ struct td_upload {
     size_t buffer_bytes;
     int64_t patience_ms;
     float e4m3[256];
-    batch *ring;        /* [N_BATCHES] */
-    batch small;        /* what is to become a batch of small parts */
-    int fresh;          /* memory was allocated: its zeros may be under way */
+    batch *ring;         /* [N_BATCHES] */
+    batch small;         /* what is to become a batch of small parts */
+    int fresh;           /* memory was allocated: its zeros may be under way */
+    const void **starts; /* [n_starts] of allocations */
+    size_t n_starts;
     uint64_t submitted; /* written by the engine thread under the lock */
     uint64_t taken;     /* batches whose pieces are all given; under the lock */
     int stop;           /* under the lock */
@@ -70,8 +72,8 @@ struct td_upload {
 
 /* ---- readers ---- */
 
-/* Has a filled buffer copied, in one go what lies in one piece on the device, too: no copy may go
- * over the end of an allocation. */
+/* Has a filled buffer copied, in one go what lies in one piece on the device, too: each copy costs
+ * some microseconds; none may go over the end of an allocation. */
 static td_status copy(const buffer *to, const batch *b, td_err *err)
 {
     td_status st = TD_OK;
@@ -238,16 +240,29 @@ static size_t place(const batch *b, const td_upload_part *part)
     return goes_on ? b->used : (b->used + ALIGN - 1) / ALIGN * ALIGN;
 }
 
-/* The first n rows of what dst gets, of row_bytes each; `begins`: no piece of this part came
- * before.
+/* Whether the part goes on where the last piece ends: its neighbour in memory, of one allocation.
  */
-static void append(batch *b, td_upload_part *rest, int begins, int32_t n, size_t row_bytes)
+static int goes_on(const td_upload *u, const batch *b, const td_upload_part *part)
+{
+    if (b->n_pieces == 0)
+        return 0;
+    const piece *last = &b->pieces[b->n_pieces - 1];
+    if (last->part.dst + last->n_bytes != part->dst || last->part.dtype != part->dtype)
+        return 0;
+    for (size_t i = u->n_starts; i > 0; i--)
+        if (u->starts[i - 1] == part->dst)
+            return 0;
+    return 1;
+}
+
+/* The first n rows of what dst gets, of row_bytes each. */
+static void append(const td_upload *u, batch *b, td_upload_part *rest, int32_t n, size_t row_bytes)
 {
     piece *p = &b->pieces[b->n_pieces];
     p->at = place(b, rest);
     p->n_bytes = (size_t)n * row_bytes;
     p->part = *rest;
-    p->goes_on = !begins && b->n_pieces > 0;
+    p->goes_on = goes_on(u, b, rest);
     int32_t *lo = rest->turned ? &rest->cut.col_lo : &rest->cut.row_lo;
     int32_t *hi = rest->turned ? &p->part.cut.col_hi : &p->part.cut.row_hi;
     *lo += n;
@@ -257,9 +272,17 @@ static void append(batch *b, td_upload_part *rest, int begins, int32_t n, size_t
     b->n_pieces++;
 }
 
-void td_upload_allocated(td_upload *u)
+td_status td_upload_allocated(td_upload *u, const void *memory, td_err *err)
 {
+    if ((u->n_starts & (u->n_starts + 1)) == 0) { /* grow at 0, 1, 3, 7, .. */
+        const void **more = realloc(u->starts, (u->n_starts * 2 + 1) * sizeof(*u->starts));
+        if (more == NULL)
+            return td_fail(err, TD_NOMEM, "weights: no memory");
+        u->starts = more;
+    }
+    u->starts[u->n_starts++] = memory;
     u->fresh = 1;
+    return TD_OK;
 }
 
 td_status td_upload_add(td_upload *u, const td_upload_part *part, td_err *err)
@@ -283,7 +306,7 @@ td_status td_upload_add(td_upload *u, const td_upload_part *part, td_err *err)
         size_t left = (size_t)(rest.turned ? c->col_hi - c->col_lo : c->row_hi - c->row_lo);
         size_t n = room / row_bytes < left ? room / row_bytes : left;
         if (n > 0 && b->n_pieces < MAX_PIECES)
-            append(b, &rest, rest.dst == part->dst, (int32_t)(n < most ? n : most), row_bytes);
+            append(u, b, &rest, (int32_t)(n < most ? n : most), row_bytes);
         else
             st = small ? submit_small(u, err) : submit(u, err);
     }
@@ -384,6 +407,7 @@ void td_upload_destroy(td_upload *u)
         td_event_destroy(u->device, b->copied);
         td_device_free_host(u->device, b->memory);
     }
+    free(u->starts);
     free(u->ring);
     pthread_cond_destroy(&u->work);
     pthread_cond_destroy(&u->done);

@@ -29,8 +29,8 @@ typedef struct {
 } td_upload_part;
 
 typedef struct {
-    uint32_t n_threads;  /* readers; 0: CPUs but two, at most 24 */
-    size_t buffer_bytes; /* of each of eight; a row must fit; 0: 8 MiB */
+    uint32_t n_threads;  /* readers; 0: CPUs but two, at most 16 */
+    size_t buffer_bytes; /* of each of five; a row must fit; 0: 16 MiB */
     int64_t patience_ms; /* longest wait for a buffer that readers fill; 0: two minutes */
 } td_upload_options;
 
@@ -41,8 +41,8 @@ td_status td_upload_create(td_device *device, const td_upload_options *options, 
 /* Waits for readers that are in the middle of a buffer; a read that the system does not end is
  * waited for. NULL is fine. */
 void td_upload_destroy(td_upload *upload);
-/* Memory that parts will go to was allocated, with td_device_alloc(), since the last time. */
-void td_upload_allocated(td_upload *upload);
+/* Memory that parts will go to was allocated, with td_device_alloc(); it begins here. TD_NOMEM. */
+td_status td_upload_allocated(td_upload *upload, const void *memory, td_err *err);
 /* Takes a part, which is in device memory when finish() returns. An error may be that of an earlier
  * part and names its tensor: TD_IO, TD_UNSUPPORTED (an f32 tensor that does not fit bf16, rows
  * wider than a buffer), TD_DEADLINE, TD_CUDA. After an error only destroy() is left. */

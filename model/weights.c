@@ -105,16 +105,23 @@ static void read_experts(td_weights_reader *r, const char *layer, td_expert_weig
     cut_width(r, c->moe_intermediate_size, out->dtype, &lo, &hi);
     out->I = hi - lo;
     alloc_experts(r, out);
-    td_cut rows = {lo, hi, 0, d}, cols = {0, d, lo, hi};
-    for (int32_t e = out->expert_lo; e < out->expert_hi && r->st == TD_OK; e++) {
-        td_dtype dtype = find_expert(r, layer, e, &gate, &up, &down);
-        if (r->st == TD_OK && dtype != out->dtype)
-            r->st = td_fail(r->err, TD_UNSUPPORTED,
+    const td_cut rows = {lo, hi, 0, d}, cols = {0, d, lo, hi};
+    /* In the order in which they lie in memory: long copies. */
+    for (int which = 0; which < 3; which++)
+        for (int32_t e = out->expert_lo; e < out->expert_hi && r->st == TD_OK; e++) {
+            const td_dtype dtype = find_expert(r, layer, e, &gate, &up, &down);
+            const int32_t at = e - out->expert_lo;
+            if (r->st == TD_OK && dtype != out->dtype)
+                r->st =
+                    td_fail(r->err, TD_UNSUPPORTED,
                             "%smlp.experts: expert %d has another dtype than expert 0", layer, e);
-        read_expert(r, &gate, &rows, e - out->expert_lo, out->gate, out->gate_s);
-        read_expert(r, &up, &rows, e - out->expert_lo, out->up, out->up_s);
-        read_expert(r, &down, &cols, e - out->expert_lo, out->down, out->down_s);
-    }
+            if (which == 0)
+                read_expert(r, &gate, &rows, at, out->gate, out->gate_s);
+            else if (which == 1)
+                read_expert(r, &up, &rows, at, out->up, out->up_s);
+            else
+                read_expert(r, &down, &cols, at, out->down, out->down_s);
+        }
 }
 
 /* The rank's heads, in whole blocks of q_b's rows and o's columns. */
@@ -244,7 +251,7 @@ static td_status create_upload(td_weights_reader *r, td_device *device)
                            .buffer_bytes = r->options->load_buffer_bytes};
     uint32_t share = td_device_cpus() / (uint32_t)r->options->n_ranks;
     if (o.n_threads == 0 && r->options->n_ranks > 1)
-        o.n_threads = share < 1 ? 1 : share < 24 ? share : 24;
+        o.n_threads = share < 1 ? 1 : share < 16 ? share : 16;
     return td_upload_create(device, &o, &r->upload, r->err);
 }
 

@@ -79,7 +79,7 @@ typedef struct {
     int32_t rank, n_ranks;
     int tensor; /* cut the heads, too: the ranks of a tensor-parallel decoder. moe: fused */
     uint32_t load_threads;    /* that read the checkpoint; 0: this rank's share of the CPUs */
-    size_t load_buffer_bytes; /* of page-locked memory, eight times; 0: 8 MiB */
+    size_t load_buffer_bytes; /* of page-locked memory, five times; 0: 16 MiB */
 } td_weights_options;
 
 /* TD_CONFIG: a tensor is missing or has another shape or dtype than config.json asks for (names it,

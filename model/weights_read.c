@@ -25,9 +25,9 @@ static void *alloc(td_weights_reader *r, size_t n_bytes)
     r->st = td_device_alloc(w->device, n_bytes, &ptr, r->err);
     if (r->st < 0)
         return NULL;
-    td_upload_allocated(r->upload);
     w->allocations[w->n_allocations++] = ptr;
-    return ptr;
+    r->st = td_upload_allocated(r->upload, ptr, r->err);
+    return r->st == TD_OK ? ptr : NULL;
 }
 
 /* A GPU's allocations hold up the copies that are under way, so there small tensors share them. On

@@ -44,8 +44,8 @@ static const td_conf_field fields[] = {
       "what is written, and made (model/slice.h); the default takes 16 GB"),
     F("backend", backend, ENUM, "cuda", "cpu|cuda", NULL, "whose memory is filled"),
     F("gpu", gpu, U32, "0", "0", "63", "which of the visible GPUs"),
-    F("threads", threads, U32, "0", "0", "64", "readers; 0: CPUs but two, at most 24"),
-    F("buffer", buffer, BYTES, "8MiB", "64KiB", "1GiB", "page-locked memory, eight times"),
+    F("threads", threads, U32, "0", "0", "64", "readers; 0: CPUs but two, at most 16"),
+    F("buffer", buffer, BYTES, "16MiB", "64KiB", "1GiB", "page-locked memory, five times"),
     F("rounds", rounds, U32, "3", "1", "16", "warm rounds; the median counts"),
     F("cold", cold, BOOL, "true", NULL, NULL, "also one round with the files out of the cache"),
 };
@@ -327,7 +327,7 @@ static td_status run(bench *b, td_err *err)
                                   .n_threads = 1,
                                   .index = b->o.gpu};
     uint32_t cpus = td_device_cpus();
-    b->threads = b->o.threads > 0 ? b->o.threads : cpus < 3 ? 1 : cpus < 26 ? cpus - 2 : 24;
+    b->threads = b->o.threads > 0 ? b->o.threads : cpus < 3 ? 1 : cpus < 18 ? cpus - 2 : 16;
     td_status st = td_backend_open(&backend, &b->device, &b->ops, err);
     if (st == TD_OK)
         st = write_slice(b, err);
@@ -337,7 +337,7 @@ static td_status run(bench *b, td_err *err)
         st = plain_copy(b, &b->copy_rate, err);
     if (st < 0)
         return st;
-    printf("%s; %s: %.2f GB in %zu files; %u readers, 8 buffers of %.2f MiB\n"
+    printf("%s; %s: %.2f GB in %zu files; %u readers, 5 buffers of %.2f MiB\n"
            "copy from page-locked memory %.2f GB/s\n",
            td_device_name(b->device), b->o.dir, (double)file_bytes(b) * 1e-9, b->n_files,
            b->threads, (double)b->o.buffer / 1048576.0, b->copy_rate * 1e-9);
