@@ -16,6 +16,13 @@ typedef struct {
     int n_buffers;
 } ct_gpu;
 
+/* How many of n rounds: under compute-sanitizer (TANDEM_TEST_SLOW is set) each takes minutes. */
+static inline int ct_rounds(int n)
+{
+    const char *slow = getenv("TANDEM_TEST_SLOW");
+    return slow == NULL || *slow == '\0' ? n : n < 10 ? 1 : n / 10;
+}
+
 static inline ct_gpu ct_open_on(uint32_t index)
 {
     td_backend_options options = {.kind = TD_BACKEND_CUDA, .index = index};

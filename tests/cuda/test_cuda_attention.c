@@ -147,13 +147,14 @@ TEST(index_logits_are_near_the_judges_and_alone_the_same)
 {
     kt_rng rng = kt_seeded();
     ct_gpu g = ct_open();
-    for (int i = 0; i < 30; i++)
+    for (int i = 0; i < ct_rounds(30); i++)
         check_index(&rng, &g, i % 3, KT_PICK(&rng, 0, 1, MOST_T),
                     KT_PICK(&rng, 1, 3, 8, 16, 64, 70), KT_PICK(&rng, 1, 50, 64));
     ct_close(&g);
 }
 
-/* So many rows that a block takes several; so many keys that it takes more than one tile of them. */
+/* So many rows that a block takes several; so many keys that it takes more than one tile of them.
+ */
 TEST(index_logits_of_many_rows_are_near_the_judges_and_alone_the_same)
 {
     kt_rng rng = kt_seeded();
@@ -269,7 +270,7 @@ TEST(sparse_mla_of_the_models_shape_is_near_the_judge)
 {
     kt_rng rng = kt_seeded();
     ct_gpu g = ct_open();
-    for (int i = 0; i < 20; i++)
+    for (int i = 0; i < ct_rounds(20); i++)
         check_mla(&rng, &g,
                   (mla_shape){i % 2, 512, 64, KT_PICK(&rng, 1, 5, 8, 16, 21, 33, 64, 128),
                               KT_PICK(&rng, 0, 1, 2, 31, 32, 33, 63, 64, 65, 300), TD_BF16,
@@ -282,7 +283,7 @@ TEST(sparse_mla_of_other_shapes_is_near_the_judge)
 {
     kt_rng rng = kt_seeded();
     ct_gpu g = ct_open();
-    for (int i = 0; i < 12; i++)
+    for (int i = 0; i < ct_rounds(12); i++)
         check_mla(&rng, &g,
                   (mla_shape){i % 3, 128 * kt_int(&rng, 1, 2), KT_PICK(&rng, 0, 1, 2, 64),
                               KT_PICK(&rng, 1, 3), KT_PICK(&rng, 0, 1, 33, 130),

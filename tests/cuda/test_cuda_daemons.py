@@ -288,13 +288,19 @@ def need_gpu(index):
 if __name__ == "__main__":
     here = pathlib.Path(os.environ.get("TANDEM_SOURCE", "."))
     parser = argparse.ArgumentParser()
-    parser.add_argument("--bin", type=pathlib.Path, required=True)
+    parser.add_argument("--list", action="store_true", help="print the claims, and that is all")
+    parser.add_argument("--bin", type=pathlib.Path)
     parser.add_argument("--gpu", type=int, default=0)
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 30), help="of what is random in a claim")
     parser.add_argument("--kv-path", choices=("auto", "ring", "direct"), default="auto")
     parser.add_argument("--model", type=pathlib.Path, default=here / "models" / "tiny-v32")
     parser.add_argument("claim", nargs="?", choices=CLAIMS)
     ARGS = parser.parse_args()
+    if ARGS.list:
+        print(*CLAIMS, sep="\n")
+        sys.exit(0)
+    if ARGS.bin is None:
+        parser.error("--bin is missing")
     print("seed", ARGS.seed)
     need_gpu(ARGS.gpu)
     for claim in [ARGS.claim] if ARGS.claim else CLAIMS:

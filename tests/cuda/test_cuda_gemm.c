@@ -136,7 +136,7 @@ TEST(gemm_of_small_integers_equals_the_judge)
 {
     kt_rng rng = kt_seeded();
     ct_gpu g = ct_open();
-    for (int i = 0; i < 90; i++) {
+    for (int i = 0; i < ct_rounds(90); i++) {
         problem p = draw(&rng, i, 1);
         run_ref(&p);
         run_gpu(&g, &p, p.a.M + 1);
@@ -164,7 +164,7 @@ TEST(gemm_sums_are_within_rounding_of_the_judge)
 {
     kt_rng rng = kt_seeded();
     ct_gpu g = ct_open();
-    for (int i = 0; i < 60; i++) {
+    for (int i = 0; i < ct_rounds(60); i++) {
         problem p = draw(&rng, i, 0);
         const double steps = 2.0 * (2 * (128 + p.a.K / 128.0) + 4);
         run_ref(&p);
@@ -192,7 +192,7 @@ TEST(a_row_of_gemm_has_the_same_bits_alone_and_in_any_batch)
 {
     kt_rng rng = kt_seeded();
     ct_gpu g = ct_open();
-    for (int i = 0; i < 30; i++) {
+    for (int i = 0; i < ct_rounds(30); i++) {
         problem p = draw(&rng, i, 0);
         run_gpu(&g, &p, p.a.M + 1);
         memcpy(p.want.base, p.got.base, kt_out_bytes(&p.got));
@@ -352,7 +352,7 @@ TEST(gemm_puts_nan_and_infinity_where_the_judge_has_them)
 {
     kt_rng rng = kt_seeded();
     ct_gpu g = ct_open();
-    for (int i = 0; i < 45; i++) {
+    for (int i = 0; i < ct_rounds(45); i++) {
         const td_dtype dtype = (td_dtype)(i % 3);
         problem p =
             make(&rng, kt_int(&rng, 1, 30), kt_int(&rng, 1, 40), kt_int(&rng, 1, 300), dtype, 1);
@@ -446,7 +446,7 @@ TEST(head_gemm_of_small_integers_equals_the_judge)
 {
     kt_rng rng = kt_seeded();
     ct_gpu g = ct_open();
-    for (int i = 0; i < 40; i++) {
+    for (int i = 0; i < ct_rounds(40); i++) {
         heads p = make_heads(&rng, i, 1);
         judge_heads(&p);
         run_heads(&g, &p, p.a.T);
@@ -461,7 +461,7 @@ TEST(head_gemm_sums_are_within_rounding_and_rows_do_not_depend_on_the_batch)
 {
     kt_rng rng = kt_seeded();
     ct_gpu g = ct_open();
-    for (int i = 0; i < 30; i++) {
+    for (int i = 0; i < ct_rounds(30); i++) {
         heads p = make_heads(&rng, i, 0);
         judge_heads(&p);
         run_heads(&g, &p, p.a.T);

@@ -150,7 +150,7 @@ static void one_expert(ct_gpu *g, const problem *p, int t, int e, float *out)
                       .y_dtype = TD_F32};
     TD_EQ(TD_OK, g->ops->gemm(&d, g->stream));
     ct_down(g, out, y, (size_t)a->D * 4);
-    for (int i = 0; i < 5; i++)
+    for (int i = 0; i < ct_rounds(5); i++)
         td_device_free(g->device, g->buffers[--g->n_buffers]);
 }
 
@@ -199,7 +199,7 @@ TEST(moe_experts_is_gemm_silu_gemm_and_the_sum_bit_for_bit)
 {
     kt_rng rng = kt_seeded();
     ct_gpu g = ct_open();
-    for (int i = 0; i < 24; i++) {
+    for (int i = 0; i < ct_rounds(24); i++) {
         problem p = make(&g, &rng, (td_dtype)(i % 3), (routing)(i / 3 % N_ROUTINGS));
         expect_judge(&g, &p);
     }
@@ -245,7 +245,7 @@ TEST(moe_experts_without_experts_or_width_gives_zeros)
 {
     kt_rng rng = kt_seeded();
     ct_gpu g = ct_open();
-    for (int i = 0; i < 9; i++) {
+    for (int i = 0; i < ct_rounds(9); i++) {
         problem p = make(&g, &rng, (td_dtype)(i % 3), RANDOM);
         td_moe_experts_args a = p.a;
         a.ids = p.d_ids;

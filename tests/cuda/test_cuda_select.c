@@ -57,7 +57,7 @@ TEST(topk_selects_what_the_judge_selects)
 {
     kt_rng rng = kt_seeded();
     ct_gpu g = ct_open();
-    for (int i = 0; i < 60; i++)
+    for (int i = 0; i < ct_rounds(60); i++)
         check_topk(&rng, &g, KT_PICK(&rng, 0, 1, 3, 7), KT_PICK(&rng, 0, 1, 2, 16, 17, 256, 2048),
                    KT_PICK(&rng, 1, 2, 17, 64, 300, 1024, 1025, 3000, 20000));
     check_topk(&rng, &g, 2, 2048, 300001);
@@ -140,7 +140,7 @@ TEST(moe_gate_gives_the_judges_ids_and_weights)
                                     {1, 1, 1, 1},   {160, 6, 8, 3}, {33, 5, 11, 5}, {512, 8, 1, 1}};
     kt_rng rng = kt_seeded();
     ct_gpu g = ct_open();
-    for (int i = 0; i < 64; i++)
+    for (int i = 0; i < ct_rounds(64); i++)
         check_gate(&rng, &g, shapes[i % 8], i / 16);
     ct_close(&g);
 }
@@ -233,7 +233,7 @@ TEST(sample_draws_what_the_judge_draws)
 {
     kt_rng rng = kt_seeded();
     ct_gpu g = ct_open();
-    for (int i = 0; i < 200; i++)
+    for (int i = 0; i < ct_rounds(200); i++)
         check_sample(&rng, &g, kt_int(&rng, 0, 6),
                      KT_PICK(&rng, 1, 2, 7, 16, 17, 100, 1000, 1024, 1025, 4099), i % 3 != 0);
     for (int i = 0; i < 4; i++)
