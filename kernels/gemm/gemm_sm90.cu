@@ -12,7 +12,6 @@ extern "C" {
 }
 
 #define FEW_ROWS 16
-#define SMS 132                /* of an H100; changes what is fast, and where K is split */
 #define MAX_SHARED (227 << 10) /* of a block */
 #define MAX_FEW_BLOCKS 256     /* of K, for products of few tokens */
 #define LONG_FEW_BLOCKS 32     /* so many are worth their warpgroups where every SM has tiles */
@@ -122,7 +121,7 @@ static int parts_of(int N, int K)
 {
     const int64_t n_tiles = td_grid(N, TD_TILE_N), n_blocks = td_grid(K, TD_TILE_K);
     int n = 1;
-    while (n < TD_CLUSTER_MAX && 2 * n * n_tiles <= SMS && n_blocks >= 4 * 2 * n)
+    while (n < TD_CLUSTER_MAX && 2 * n * n_tiles <= TD_CUDA_SMS && n_blocks >= 4 * 2 * n)
         n *= 2;
     return n;
 }
@@ -140,7 +139,7 @@ static td_status launch_stages(const td_gemm_args *a, int n_parts, td_stream *s)
  * GPU's parts may have some over. */
 static bool fits_once(int64_t n_blocks, int n_ranks)
 {
-    return n_blocks <= (n_ranks > 2 ? SMS * 3 / 4 : SMS);
+    return n_blocks <= (n_ranks > 2 ? TD_CUDA_SMS * 3 / 4 : TD_CUDA_SMS);
 }
 
 /* Where parts leave no more than a block to an SM, it has all of its shared memory: more loads in

@@ -106,6 +106,13 @@ static inline void ct_close(ct_gpu *g)
     td_device_close(g->device);
 }
 
+/* Skips the test where there is none; for tests that open the GPU through something else. */
+static inline void ct_need_gpu(void)
+{
+    ct_gpu g = ct_open();
+    ct_close(&g);
+}
+
 /* An output of an operation: what the judge wrote, and what the device wrote in two runs. */
 typedef struct {
     kt_out want, run[2];
