@@ -18,12 +18,19 @@ typedef struct {
     const int32_t *d_ids;
     const float *d_weights;
     kt_out want, got;
+    int integers; /* x, gate and up: their products are exact, whatever the order of the sums */
 } problem;
 
+/* scale 0: small integers. */
 static const void *numbers(ct_gpu *g, kt_rng *rng, size_t n, td_dtype dtype, float scale)
 {
-    void *x = kt_alloc(n * td_dtype_bytes(dtype));
-    kt_fill_act(rng, x, n, scale, dtype);
+    void *x;
+    if (scale == 0.0f) {
+        x = kt_moe_integers(rng, n, dtype);
+    } else {
+        x = kt_alloc(n * td_dtype_bytes(dtype));
+        kt_fill_act(rng, x, n, scale, dtype);
+    }
     const void *d = ct_up(g, x, n * td_dtype_bytes(dtype));
     free(x);
     return d;
@@ -64,9 +71,9 @@ static void make_inputs(ct_gpu *g, kt_rng *rng, problem *p, routing r)
     const size_t T = (size_t)a->T, D = (size_t)a->D, I = (size_t)a->I;
     const size_t E = (size_t)(a->expert_hi - a->expert_lo);
     const size_t gd = (size_t)td_ceil_div(a->D, 128), gi = (size_t)td_ceil_div(a->I, 128);
-    a->x = numbers(g, rng, T * D, dtype, 1.0f);
-    a->gate = numbers(g, rng, E * I * D, dtype, 0.1f);
-    a->up = numbers(g, rng, E * I * D, dtype, 0.1f);
+    a->x = numbers(g, rng, T * D, dtype, p->integers ? 0.0f : 1.0f);
+    a->gate = numbers(g, rng, E * I * D, dtype, p->integers ? 0.0f : 0.1f);
+    a->up = numbers(g, rng, E * I * D, dtype, p->integers ? 0.0f : 0.1f);
     a->down = numbers(g, rng, E * I * D, dtype, 0.1f);
     if (dtype == TD_E4M3) {
         a->xs = scales(g, rng, T * gd);
@@ -242,7 +249,8 @@ TEST(moe_experts_has_the_same_bits_in_every_e4m3_tile)
     ct_close(&g);
 }
 
-/* More single results than scratch memory takes at once: D goes in slices. */
+/* More single results than scratch memory takes at once: D goes in slices. With bf16 the judge's
+ * gemm splits so long a K of so few columns, which moe_experts never does: exact sums. */
 TEST(moe_experts_has_the_same_bits_in_slices_of_D)
 {
     kt_rng rng = kt_seeded();
@@ -250,6 +258,7 @@ TEST(moe_experts_has_the_same_bits_in_slices_of_D)
     for (int dtype = 0; dtype < 3; dtype++) {
         problem p = {.a = {.dtype = (td_dtype)dtype, .T = 1200, .D = 7440, .I = 16, .K = 8}};
         p.a.expert_hi = 2;
+        p.integers = dtype == TD_BF16;
         make_inputs(&g, &rng, &p, FEW);
         expect_judge(&g, &p);
     }
