@@ -1,8 +1,8 @@
-/* tile.cuh - one tile of y = x w^T in bf16 or f32 (e4m3: exact_tile.cuh), the product behind gemm,
- * head_gemm and moe_experts: any M, N, K and stride. K goes in blocks of 128 in ascending order: a
- * block is summed by tensor cores (f32 inside) and added to the sum. No split of K, and the same
- * instruction and order for every tile shape: an element's bits depend on its row and its column
- * alone.
+/* tile.cuh - one tile of y = x w^T in f32, the product behind gemm, head_gemm and moe_experts, or
+ * bf16, for moe_experts (the others': bf16_tile.cuh; e4m3: exact_tile.cuh): any M, N, K and stride.
+ * K goes in blocks of 128 in ascending order: a block is summed by tensor cores (f32 inside) and
+ * added to the sum. No split of K, and the same instruction and order for every tile shape: an
+ * element's bits depend on its row and its column alone.
  *
  * bf16 runs on mma.sync, fed by cp.async where rows are 16-byte aligned; f32 (precise mode) runs on
  * plain fused multiply-adds. */

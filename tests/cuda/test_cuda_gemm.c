@@ -88,8 +88,8 @@ static void run_ref(problem *p)
     TD_EQ(TD_OK, td_gemm_ref(&a, NULL));
 }
 
-/* rows: how many go in one call. */
-static void run_gpu(ct_gpu *g, problem *p, int rows)
+/* rows: how many go in one call, up to row `until`; those behind it go in one. */
+static void run_mixed(ct_gpu *g, problem *p, int rows, int until)
 {
     td_gemm_args a = p->a;
     const int kb = td_ceil_div(a.K, 128);
@@ -99,8 +99,9 @@ static void run_gpu(ct_gpu *g, problem *p, int rows)
     char *y = ct_out(g, &p->got);
     a.w = ct_up(g, p->w, p->nw);
     a.ws = ct_up(g, p->ws, p->n_ws);
-    for (int m = 0; m < p->a.M || m == 0; m += rows) {
-        a.M = p->a.M - m < rows ? p->a.M - m : rows;
+    for (int m = 0; m < p->a.M || m == 0; m += a.M > 0 ? a.M : 1) {
+        const int left = p->a.M - m;
+        a.M = m >= until || left < rows ? left : rows;
         a.x = x + (size_t)(m * a.x_stride) * td_dtype_bytes(a.dtype);
         a.xs = xs == NULL ? NULL : xs + m * kb;
         a.y = y + (size_t)m * p->got.stride;
@@ -108,6 +109,11 @@ static void run_gpu(ct_gpu *g, problem *p, int rows)
     }
     ct_fetch(g, &p->got, y);
     ct_clear(g);
+}
+
+static void run_gpu(ct_gpu *g, problem *p, int rows)
+{
+    run_mixed(g, p, rows, p->a.M);
 }
 
 static void drop(problem *p)
@@ -250,6 +256,57 @@ TEST(a_row_of_bf16_gemm_has_the_same_bits_in_every_batch_where_k_is_split)
         kt_out_same(&p.want, &p.got);
         run_gpu(&g, &p, p.a.M > 200 ? 16 : 1);
         kt_out_same(&p.want, &p.got);
+        drop(&p);
+    }
+    ct_close(&g);
+}
+
+/* bf16 of many rows has wide tiles, of 64, 128 and 192 rows of x, K in one or in parts: shapes that
+ * take each of them, with one tile for a block of threads and with several. Rows 16-byte aligned,
+ * as the tiles want them. */
+static const int wide_sizes[][3] = {
+    /* M, N, K */
+    {40, 8500, 136},    {70, 8500, 264},    {130, 8500, 72},   {257, 8500, 392},
+    {400, 8500, 136},   {600, 4300, 520},   {64, 9000, 8},     {300, 2112, 1104},
+    {600, 2112, 2056},  {1100, 2112, 1104}, {570, 1000, 4096}, {1030, 4096, 1032},
+    {2200, 1100, 1144}, {33, 8456, 640}};
+
+static problem make_wide(kt_rng *rng, size_t i, int integers)
+{
+    problem p = make(rng, wide_sizes[i][0], wide_sizes[i][1], wide_sizes[i][2], TD_BF16, integers);
+    p.a.x_stride = p.a.K; /* the rows that make() drew, closer together */
+    return p;
+}
+
+TEST(bf16_gemm_of_small_integers_equals_the_judge_in_every_wide_tile)
+{
+    kt_rng rng = kt_seeded();
+    ct_gpu g = ct_open();
+    for (size_t i = 0; i < sizeof(wide_sizes) / sizeof(*wide_sizes); i++) {
+        problem p = make_wide(&rng, i, 1);
+        run_ref(&p);
+        run_gpu(&g, &p, p.a.M);
+        kt_out_same(&p.want, &p.got);
+        drop(&p);
+    }
+    ct_close(&g);
+}
+
+TEST(a_row_of_bf16_gemm_has_the_same_bits_through_every_tile)
+{
+    static const int rows[] = {1, 7, 8, 9, 16, 17, 32, 33, 64, 65, 129};
+    kt_rng rng = kt_seeded();
+    ct_gpu g = ct_open();
+    for (size_t i = 0; i < sizeof(wide_sizes) / sizeof(*wide_sizes); i++) {
+        problem p = make_wide(&rng, i, 0);
+        run_gpu(&g, &p, p.a.M);
+        memcpy(p.want.base, p.got.base, kt_out_bytes(&p.got));
+        run_gpu(&g, &p, p.a.M); /* twice */
+        kt_out_same(&p.want, &p.got);
+        for (size_t k = i % 3; k < sizeof(rows) / sizeof(*rows); k += 3) { /* a third with each */
+            run_mixed(&g, &p, rows[k], 2 * rows[k] + 5);
+            kt_out_same(&p.want, &p.got);
+        }
         drop(&p);
     }
     ct_close(&g);
