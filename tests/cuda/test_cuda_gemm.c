@@ -439,20 +439,11 @@ typedef struct {
     kt_out want, got; /* rows of H heads */
 } heads;
 
-static heads make_heads(kt_rng *rng, int i, int integers)
+/* a: act, sizes, strides. */
+static heads heads_of(kt_rng *rng, td_head_gemm_args a, int integers)
 {
-    heads p = {.a = {.act = i % 2 ? TD_BF16 : TD_F32}};
+    heads p = {.a = a};
     const size_t size = td_dtype_bytes(p.a.act);
-    do {
-        p.a.T = KT_PICK(rng, 1, 2, 5, 16, 17, 70);
-        p.a.H = KT_PICK(rng, 1, 2, 5, 16);
-        p.a.N = KT_PICK(rng, 1, 3, 64, 128, 130, 512);
-        p.a.K = KT_PICK(rng, 1, 15, 16, 64, 128, 200, 512);
-    } while ((int64_t)p.a.T * p.a.H * p.a.N * p.a.K > 6000000);
-    p.a.x_head = p.a.K + (kt_int(rng, 0, 1) ? 0 : kt_int(rng, 0, 5));
-    p.a.x_row = p.a.H * p.a.x_head;
-    p.a.y_head = p.a.N + kt_int(rng, 0, 5);
-    p.a.y_row = p.a.H * p.a.y_head;
     p.nx = (size_t)((p.a.T - 1) * p.a.x_row + (p.a.H - 1) * p.a.x_head + p.a.K) * size;
     p.nw = (size_t)(p.a.H * p.a.N) * (size_t)p.a.K * size;
     p.x = kt_alloc(p.nx);
@@ -462,6 +453,22 @@ static heads make_heads(kt_rng *rng, int i, int integers)
     p.want = kt_out_new((size_t)(p.a.T * p.a.H), (size_t)p.a.N * size, (size_t)p.a.y_head * size);
     p.got = kt_out_new((size_t)(p.a.T * p.a.H), (size_t)p.a.N * size, (size_t)p.a.y_head * size);
     return p;
+}
+
+static heads make_heads(kt_rng *rng, int i, int integers)
+{
+    td_head_gemm_args a = {.act = i % 2 ? TD_BF16 : TD_F32};
+    do {
+        a.T = KT_PICK(rng, 1, 2, 5, 16, 17, 70);
+        a.H = KT_PICK(rng, 1, 2, 5, 16);
+        a.N = KT_PICK(rng, 1, 3, 64, 128, 130, 512);
+        a.K = KT_PICK(rng, 1, 15, 16, 64, 128, 200, 512);
+    } while ((int64_t)a.T * a.H * a.N * a.K > 6000000);
+    a.x_head = a.K + (kt_int(rng, 0, 1) ? 0 : kt_int(rng, 0, 5));
+    a.x_row = a.H * a.x_head;
+    a.y_head = a.N + kt_int(rng, 0, 5);
+    a.y_row = a.H * a.y_head;
+    return heads_of(rng, a, integers);
 }
 
 static void run_heads(ct_gpu *g, heads *p, int rows)
@@ -538,6 +545,58 @@ TEST(head_gemm_sums_are_within_rounding_and_rows_do_not_depend_on_the_batch)
         memcpy(p.want.base, p.got.base, kt_out_bytes(&p.got));
         run_heads(&g, &p, kt_int(&rng, 1, 20));
         kt_out_same(&p.want, &p.got);
+        drop_heads(&p);
+    }
+    ct_close(&g);
+}
+
+/* Many rows of bf16 have wide tiles, of 64, 128 and 192 rows of x: shapes that take each, with one
+ * tile for a block of threads and with several. Rows 16-byte aligned, as the tiles want them. */
+static const int head_sizes[][4] = {
+    /* T, H, N, K */
+    {40, 70, 100, 136}, {100, 40, 140, 128}, {150, 67, 64, 200}, {300, 12, 512, 128},
+    {400, 70, 128, 72}, {300, 24, 128, 512}, {33, 34, 131, 16},  {130, 5, 200, 264}};
+
+static heads make_wide_heads(kt_rng *rng, size_t i, int integers)
+{
+    const int *size = head_sizes[i];
+    td_head_gemm_args a = {.act = TD_BF16, .T = size[0], .H = size[1], .N = size[2], .K = size[3]};
+    a.x_head = a.K + 8 * kt_int(rng, 0, 2);
+    a.x_row = a.H * a.x_head;
+    a.y_head = a.N + kt_int(rng, 0, 5);
+    a.y_row = a.H * a.y_head;
+    return heads_of(rng, a, integers);
+}
+
+TEST(bf16_head_gemm_of_small_integers_equals_the_judge_in_every_wide_tile)
+{
+    kt_rng rng = kt_seeded();
+    ct_gpu g = ct_open();
+    for (size_t i = 0; i < sizeof(head_sizes) / sizeof(*head_sizes); i++) {
+        heads p = make_wide_heads(&rng, i, 1);
+        judge_heads(&p);
+        run_heads(&g, &p, p.a.T);
+        kt_out_same(&p.want, &p.got);
+        drop_heads(&p);
+    }
+    ct_close(&g);
+}
+
+TEST(a_row_of_bf16_head_gemm_has_the_same_bits_through_every_tile)
+{
+    static const int rows[] = {7, 8, 9, 16, 17, 32, 33, 64, 65, 129};
+    kt_rng rng = kt_seeded();
+    ct_gpu g = ct_open();
+    for (size_t i = 0; i < sizeof(head_sizes) / sizeof(*head_sizes); i++) {
+        heads p = make_wide_heads(&rng, i, 0);
+        run_heads(&g, &p, p.a.T);
+        memcpy(p.want.base, p.got.base, kt_out_bytes(&p.got));
+        run_heads(&g, &p, p.a.T); /* twice */
+        kt_out_same(&p.want, &p.got);
+        for (size_t k = i % 3; k < sizeof(rows) / sizeof(*rows); k += 3) { /* a third with each */
+            run_heads(&g, &p, rows[k]);
+            kt_out_same(&p.want, &p.got);
+        }
         drop_heads(&p);
     }
     ct_close(&g);
