@@ -96,6 +96,7 @@ static void note(td_upload *u, td_status st, const td_err *err)
     if (st < 0 && u->st == TD_OK) {
         u->st = st;
         u->err = *err;
+        pthread_cond_signal(&u->done); /* the engine need not wait for what hangs */
     }
 }
 
@@ -230,24 +231,25 @@ static td_status submit_small(td_upload *u, td_err *err)
     return st;
 }
 
+/* Whether the part goes on where the batch's last piece ends on the device. */
+static int continues(const batch *b, const td_upload_part *part)
+{
+    if (b->n_pieces == 0)
+        return 0;
+    const piece *last = &b->pieces[b->n_pieces - 1];
+    return last->part.dst + last->n_bytes == part->dst && last->part.dtype == part->dtype;
+}
+
 /* Where in the buffer a piece of the part begins: behind the last one when it continues it. */
 static size_t place(const batch *b, const td_upload_part *part)
 {
-    if (b->n_pieces == 0)
-        return 0;
-    const piece *last = &b->pieces[b->n_pieces - 1];
-    int goes_on = last->part.dst + last->n_bytes == part->dst && last->part.dtype == part->dtype;
-    return goes_on ? b->used : (b->used + ALIGN - 1) / ALIGN * ALIGN;
+    return continues(b, part) ? b->used : (b->used + ALIGN - 1) / ALIGN * ALIGN;
 }
 
-/* Whether the part goes on where the last piece ends: its neighbour in memory, of one allocation.
- */
+/* Whether one copy may serve the last piece and this one: they continue, in one allocation. */
 static int goes_on(const td_upload *u, const batch *b, const td_upload_part *part)
 {
-    if (b->n_pieces == 0)
-        return 0;
-    const piece *last = &b->pieces[b->n_pieces - 1];
-    if (last->part.dst + last->n_bytes != part->dst || last->part.dtype != part->dtype)
+    if (!continues(b, part))
         return 0;
     for (size_t i = u->n_starts; i > 0; i--)
         if (u->starts[i - 1] == part->dst)

@@ -106,21 +106,24 @@ static void read_experts(td_weights_reader *r, const char *layer, td_expert_weig
     out->I = hi - lo;
     alloc_experts(r, out);
     const td_cut rows = {lo, hi, 0, d}, cols = {0, d, lo, hi};
-    /* In the order in which they lie in memory: long copies. */
-    for (int which = 0; which < 3; which++)
+    const struct {
+        const td_matrix *m;
+        const td_cut *cut;
+        void *w;
+        float *ws;
+    } arrays[] = {{&gate, &rows, out->gate, out->gate_s},
+                  {&up, &rows, out->up, out->up_s},
+                  {&down, &cols, out->down, out->down_s}};
+    /* One array after the other, as they lie in memory: long copies. */
+    for (size_t i = 0; i < sizeof(arrays) / sizeof(*arrays); i++)
         for (int32_t e = out->expert_lo; e < out->expert_hi && r->st == TD_OK; e++) {
-            const td_dtype dtype = find_expert(r, layer, e, &gate, &up, &down);
-            const int32_t at = e - out->expert_lo;
+            td_dtype dtype = find_expert(r, layer, e, &gate, &up, &down);
             if (r->st == TD_OK && dtype != out->dtype)
                 r->st =
                     td_fail(r->err, TD_UNSUPPORTED,
                             "%smlp.experts: expert %d has another dtype than expert 0", layer, e);
-            if (which == 0)
-                read_expert(r, &gate, &rows, at, out->gate, out->gate_s);
-            else if (which == 1)
-                read_expert(r, &up, &rows, at, out->up, out->up_s);
-            else
-                read_expert(r, &down, &cols, at, out->down, out->down_s);
+            read_expert(r, arrays[i].m, arrays[i].cut, e - out->expert_lo, arrays[i].w,
+                        arrays[i].ws);
         }
 }
 

@@ -6,7 +6,7 @@
 
 #define NAME_BYTES (2 * TD_ST_MAX_NAME_BYTES)
 
-#define SHARED_BYTES ((size_t)64 << 20) /* of an allocation for parts below a quarter of that */
+#define SHARED_BYTES ((size_t)128 << 20) /* of an allocation for tensors of up to a sixteenth */
 #define ALIGN ((size_t)512)
 
 static void *alloc(td_weights_reader *r, size_t n_bytes)
@@ -38,7 +38,7 @@ void *td_read_alloc(td_weights_reader *r, size_t n_bytes)
     if (r->st < 0)
         return NULL;
     r->out->n_bytes += n_bytes;
-    if (!td_device_is_gpu(r->out->device) || size > SHARED_BYTES / 4)
+    if (!td_device_is_gpu(r->out->device) || size > SHARED_BYTES / 16)
         return alloc(r, n_bytes > 0 ? n_bytes : 1);
     if (size > r->room_left) {
         r->room = alloc(r, SHARED_BYTES);

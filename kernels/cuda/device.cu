@@ -218,15 +218,15 @@ static td_status fill_memory(td_stream *s, void *dst, int byte, size_t n_bytes)
     return td_cuda_keep(s, "a fill", cudaMemsetAsync(dst, byte, n_bytes, s->stream));
 }
 
-#define HUGE ((size_t)2 << 20)
-#define PAGE ((size_t)4096)
+#define LARGE_PAGE ((size_t)2 << 20)
+#define SMALL_PAGE ((size_t)4096)
 
 /* Memory of its own pages, page-locked when it is there: large pages where the system has them, by
  * which locking and every copy into it take less time than with cudaMallocHost(). */
 static td_status alloc_host(td_device *device, size_t n_bytes, void **out, td_err *err)
 {
     td_stream *s = stream_of(device);
-    const size_t align = n_bytes >= HUGE ? HUGE : PAGE;
+    const size_t align = n_bytes >= LARGE_PAGE ? LARGE_PAGE : SMALL_PAGE;
     const size_t size = (n_bytes + align - 1) / align * align + (n_bytes == 0 ? align : 0);
     void *memory = NULL;
     cudaError_t e = cudaSetDevice(s->index);
@@ -251,7 +251,8 @@ static void free_host(td_device *device, void *ptr)
     td_stream *s = stream_of(device);
     cudaSetDevice(s->index);
     drain(s);
-    cudaHostUnregister(ptr);
+    if (cudaHostUnregister(ptr) != cudaSuccess)
+        cudaGetLastError(); /* not the next launch's */
     free(ptr);
 }
 
@@ -536,11 +537,22 @@ td_status td_cuda_recording(td_stream *s, int *out)
     return st;
 }
 
+/* The limit belongs to the kernel and the GPU, not to the launch: it is never lowered under another
+ * thread's, or a recorded one, so every kernel gets all that a block may have. */
 td_status td_cuda_allow_shared(td_stream *s, const void *kernel, size_t n_bytes, const char *op)
 {
+    cudaFuncAttributes now;
+    int most = 0;
     if (n_bytes <= 48 << 10)
         return TD_OK;
-    return td_cuda_keep(
-        s, op,
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)n_bytes));
+    td_status st = td_cuda_keep(s, op, cudaFuncGetAttributes(&now, kernel));
+    if (st < 0 || (size_t)now.maxDynamicSharedSizeBytes >= n_bytes)
+        return st;
+    st = td_cuda_keep(
+        s, op, cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, s->index));
+    most -= (int)now.sharedSizeBytes; /* what it has without asking counts, too */
+    if (st == TD_OK)
+        st = td_cuda_keep(
+            s, op, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most));
+    return st;
 }

@@ -1,9 +1,9 @@
 /* wgmma.cuh - Hopper's tensor-core products of a warpgroup (4 warps): D[64][N] (+)= A[64][16]
  * B[N][16]^T of f16 or bf16 with f32 results, A in registers, B in shared memory as swizzle.cuh
- * lays it out. Warp w of the group holds rows 16w .. 16w + 15 of D; with g = lane / 4 and q = lane
- * % 4 d[4j], d[4j + 1]: row 16w + g, columns 8j + 2q and 8j + 2q + 1; d[4j + 2], d[4j + 3]: row 16w
- * + g
- * + 8, the same columns. The products run beside the threads: td_wgmma_begin(), products,
+ * lays it out. Warp w of the group holds rows 16w .. 16w + 15 of D; with g = lane / 4 and
+ * q = lane % 4: d[4j] and d[4j + 1] are row 16w + g, columns 8j + 2q and 8j + 2q + 1; d[4j + 2] and
+ * d[4j + 3] row 16w + 8 + g, the same columns. The products run beside the threads:
+ * td_wgmma_begin(), products,
  * td_wgmma_commit(), td_wgmma_wait(), td_wgmma_hold() on what they gave; d must not be touched in
  * between. Every warp of the group must come along, with the same arguments. Products are exact,
  * sums are kept as f32 keeps them (but cut where f32 rounds). Rows and columns do not touch each

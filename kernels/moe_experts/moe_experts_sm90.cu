@@ -14,7 +14,7 @@ extern "C" {
 
 /* Of scratch memory, for results of the products. A chunk reads every weight: it has to be large.
  */
-#define BOTH_BYTES ((int64_t)1 << 30)
+#define BOTH_BYTES ((int64_t)512 << 20)
 #define PART_BYTES ((int64_t)256 << 20)
 #define TILE_FEW 16
 #define TILE_MANY 64

@@ -350,12 +350,13 @@ TEST(a_row_of_e4m3_gemm_has_the_same_bits_through_every_tile)
     ct_close(&g);
 }
 
-/* Few tokens: K's blocks go to several warpgroups, with few columns to the blocks of a cluster,
- * too. The larger M of the last three take the other form. */
+/* Few tokens: K's blocks go to several warpgroups (many columns and a long K: of one block of
+ * threads), with few columns to the blocks of a cluster, too. Larger M take another form. */
 static const int few_sizes[][3] = {/* M, N, K */
                                    {1, 128, 7168},   {7, 576, 4112},   {9, 2112, 1040},
                                    {20, 1100, 560},  {3, 4300, 2064},  {13, 4300, 1296},
-                                   {40, 4300, 1296}, {130, 2112, 528}, {300, 520, 1040}};
+                                   {5, 4300, 4112},  {13, 4300, 4112}, {40, 4300, 1296},
+                                   {130, 2112, 528}, {300, 520, 1040}};
 
 TEST(e4m3_gemm_of_few_rows_equals_the_judge_where_k_is_shared)
 {

@@ -180,6 +180,57 @@ TEST(any_number_of_batches_arrives)
     td_device_close(device);
 }
 
+/* Rows of a tensor whose elements are their places, to where dst says. */
+static td_upload_part rows_of(const td_tensor *t, int32_t lo, int32_t hi, float *dst)
+{
+    return (td_upload_part){{t, NULL, (int32_t)t->shape[0], (int32_t)t->shape[1]},
+                            {lo, hi, 0, (int32_t)t->shape[1]},
+                            TD_F32,
+                            0,
+                            (unsigned char *)dst};
+}
+
+/* Small parts, which go together, between large ones, which do not fit one buffer; neighbours on
+ * both sides of the border of two allocations; more small parts than a batch takes. */
+TEST(parts_of_any_size_arrive_where_they_belong)
+{
+    enum { WIDTH = 1000, ROWS = 400, SMALL_ROWS = 300 };
+    td_device *device = NULL;
+    td_upload *upload = NULL;
+    td_tensor t = {.name = "places.weight",
+                   .dtype = TD_ST_F32,
+                   .n_dims = 2,
+                   .shape = {ROWS + SMALL_ROWS, WIDTH},
+                   .n_bytes = (uint64_t)(ROWS + SMALL_ROWS) * WIDTH * sizeof(float),
+                   .make = make_places};
+    float *dst = malloc(t.n_bytes);
+    TD_TRUE(dst != NULL);
+    TD_EQ(TD_OK, td_device_open_cpu(1, 0, &device, NULL));
+    for (uint32_t threads = 1; threads <= 4; threads += 3) {
+        td_upload_options o = {.n_threads = threads, .buffer_bytes = (size_t)300 << 10};
+        memset(dst, 0xff, t.n_bytes);
+        TD_EQ(TD_OK, td_upload_create(device, &o, &upload, NULL));
+        TD_EQ(TD_OK, td_upload_allocated(upload, dst, NULL));
+        TD_EQ(TD_OK, td_upload_allocated(upload, dst + 200 * WIDTH, NULL));
+        for (int32_t i = 0; i < SMALL_ROWS; i++) {
+            if (i % 75 == 0) { /* a quarter of the large rows, 400 KB */
+                td_upload_part large = rows_of(&t, i / 75 * 100, i / 75 * 100 + 100,
+                                               dst + (size_t)(i / 75) * 100 * WIDTH);
+                TD_EQ(TD_OK, td_upload_add(upload, &large, NULL));
+            }
+            td_upload_part small =
+                rows_of(&t, ROWS + i, ROWS + i + 1, dst + (size_t)(ROWS + i) * WIDTH);
+            TD_EQ(TD_OK, td_upload_add(upload, &small, NULL));
+        }
+        TD_EQ(TD_OK, td_upload_finish(upload, NULL));
+        td_upload_destroy(upload);
+        for (int32_t i = 0; i < (ROWS + SMALL_ROWS) * WIDTH; i++)
+            TD_TRUE(dst[i] == (float)i);
+    }
+    td_device_close(device);
+    free(dst);
+}
+
 static void make_slowly(const td_tensor *tensor, uint64_t offset, uint64_t n_bytes, void *dst)
 {
     (void)tensor;
