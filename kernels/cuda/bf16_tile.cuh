@@ -27,7 +27,9 @@ struct td_bf16_place {
 struct td_bf16_args {
     td_bf16_place at;
     int64_t x_stride;
-    int K; /* rows of w are contiguous */
+    int K;                /* rows of w are contiguous */
+    const int32_t *index; /* in shared memory: which rows of at.x the tokens are, -1: none, n_tokens
+                             is not looked at; NULL: one after the other */
 };
 
 /* Dynamic shared memory: STAGES of a block of K: operands of w (halves of K), then of x. */
@@ -70,9 +72,10 @@ __device__ inline void td_bf16_fetch(const td_bf16_args &a, unsigned char *stage
     }
 #pragma unroll
     for (int i = 0; i < BT; i += STEP) {
-        const bool there = first + i < a.at.n_tokens;
+        const int at = a.index != NULL ? a.index[first + i] : first + i;
+        const bool there = a.index != NULL ? at >= 0 : at < a.at.n_tokens;
         td_tile_piece<td_bf16, ALIGNED>(x + i * TD_SWIZZLE_ROW,
-                                        a.at.x + (there ? (first + i) * a.x_stride : 0) + k, a.at.w,
+                                        a.at.x + (there ? at * a.x_stride : 0) + k, a.at.w,
                                         there ? a.K - k : 0);
     }
 }
@@ -123,5 +126,15 @@ __device__ inline void td_bf16_sum(const td_bf16_args &a, unsigned char *stages,
             acc[j] += d[j];
     }
     td_copy_wait<0>();
+}
+
+/* The tile's elements, over all of K, to store(token, row of w, value); tokens and rows that are
+ * not there come too: store() leaves them. */
+template <int BT, bool ALIGNED, typename Store>
+__device__ inline void td_bf16_run(const td_bf16_args &a, unsigned char *stages, Store store)
+{
+    float acc[BT / 2];
+    td_bf16_sum<BT, ALIGNED, TD_TILE_STAGES>(a, stages, 0, (a.K + TD_TILE_K - 1) / TD_TILE_K, acc);
+    td_wgmma_store<TD_BF16_ROWS, BT, td_bf16_tile<BT>::THREADS>((float *)stages, acc, store);
 }
 #endif

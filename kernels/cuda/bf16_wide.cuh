@@ -92,7 +92,7 @@ __device__ inline void td_bf16_wide_produce(const Job &job, const td_bf16_wide_s
     td_bf16_turn<T::STAGES> fill = {0, 0}, told = {0, 0};
     int on_their_way = 0;
     for (int tile = (int)blockIdx.x; tile < n_tiles; tile += (int)gridDim.x) {
-        const td_bf16_args a = {job.place(tile), job.x_stride, job.K};
+        const td_bf16_args a = {job.place(tile), job.x_stride, job.K, NULL};
         for (int h = 0; h < 2 * n_blocks; h++) {
             td_pipe_wait(&sh.free[fill.stage], fill.odd ^ 1); /* at once in the first round */
             td_bf16_wide_fetch<WIDTH>(a, sh.stages + fill.stage * T::STAGE_BYTES, h);

@@ -109,7 +109,7 @@ __global__ void __launch_bounds__(td_bf16_tile<BT>::THREADS)
     const int tile = (int)blockIdx.x / n_parts, rank = (int)blockIdx.x % n_parts;
     const int m0 = tile % m_tiles * BT, n0 = tile / m_tiles * TD_BF16_ROWS;
     const int n_blocks = (a.K + TD_TILE_K - 1) / TD_TILE_K;
-    const td_bf16_args args = {bf16_place(a, m0, n0), a.x_stride, a.K};
+    const td_bf16_args args = {bf16_place(a, m0, n0), a.x_stride, a.K, NULL};
     const gemm_store store = {a, m0, n0};
     float acc[BT / 2];
     td_bf16_sum<BT, ALIGNED, STAGES>(args, stages, n_blocks * rank / n_parts,

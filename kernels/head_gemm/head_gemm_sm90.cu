@@ -66,15 +66,11 @@ __global__ void __launch_bounds__(td_bf16_tile<BT>::THREADS)
     head_gemm_kernel(const __grid_constant__ td_head_gemm_args a)
 {
     extern __shared__ __align__(16) unsigned char shared[];
-    typedef td_bf16_tile<BT> T;
     unsigned char *stages = td_bf16_stages(shared);
     const head_place p = place_of(a, (int)blockIdx.x, BT, TD_BF16_ROWS);
     const head_store<td_bf16> store = {a, p};
-    const td_bf16_args args = {bf16_place(a, p), a.x_row, a.K};
-    float acc[BT / 2];
-    td_bf16_sum<BT, ALIGNED, TD_TILE_STAGES>(args, stages, 0, (a.K + TD_TILE_K - 1) / TD_TILE_K,
-                                             acc);
-    td_wgmma_store<TD_BF16_ROWS, BT, T::THREADS>((float *)stages, acc, store);
+    const td_bf16_args args = {bf16_place(a, p), a.x_row, a.K, NULL};
+    td_bf16_run<BT, ALIGNED>(args, stages, store);
 }
 
 template <int BT, bool ALIGNED> static td_status launch(const td_head_gemm_args *a, td_stream *s)
