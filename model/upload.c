@@ -10,7 +10,6 @@
 #include <time.h>
 
 #define MAX_THREADS 64
-#define DEFAULT_THREADS 16
 #define DEFAULT_BYTES ((size_t)16 << 20)
 #define DEFAULT_PATIENCE_MS 120000
 #define PIECE_BYTES ((size_t)1 << 20)  /* what a reader takes at a time, unless a row is longer */
@@ -358,12 +357,8 @@ static td_status init_locks(td_upload *u, td_err *err)
 td_status td_upload_create(td_device *device, const td_upload_options *o, td_upload **out,
                            td_err *err)
 {
-    uint32_t n = o->n_threads;
-    if (n == 0) { /* the engine thread and the driver have work, too */
-        uint32_t cpus = td_device_cpus() > 2 ? td_device_cpus() - 2 : 1;
-        n = cpus < DEFAULT_THREADS ? cpus : DEFAULT_THREADS;
-    }
-    n = n < MAX_THREADS ? n : MAX_THREADS;
+    const uint32_t n = o->n_threads < MAX_THREADS ? o->n_threads : MAX_THREADS;
+    td_assert(n > 0);
     td_upload *u = calloc(1, sizeof(*u));
     if (u == NULL)
         return td_fail(err, TD_NOMEM, "weights: no memory");

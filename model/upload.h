@@ -29,7 +29,7 @@ typedef struct {
 } td_upload_part;
 
 typedef struct {
-    uint32_t n_threads;  /* readers; 0: CPUs but two, at most 16 */
+    uint32_t n_threads;  /* readers, at least one; no more than 64 are started */
     size_t buffer_bytes; /* of each of five; a row must fit; 0: 16 MiB */
     int64_t patience_ms; /* longest wait for a buffer that readers fill; 0: two minutes */
 } td_upload_options;

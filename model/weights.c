@@ -247,14 +247,20 @@ static void read_ends(td_weights_reader *r)
         w->head = td_read_wide(r, "", "lm_head.weight", c->vocab_size, c->hidden_size);
 }
 
-/* The ranks of a process load at the same time and share its CPUs. */
+uint32_t td_weights_load_threads(uint32_t n_ranks)
+{
+    const uint32_t cpus = td_device_cpus();
+    /* Of one rank: its own thread and the driver have work, too. */
+    const uint32_t share = n_ranks > 1 ? cpus / n_ranks : cpus > 2 ? cpus - 2 : 1;
+    return share < 1 ? 1 : share < 16 ? share : 16;
+}
+
 static td_status create_upload(td_weights_reader *r, td_device *device)
 {
     td_upload_options o = {.n_threads = r->options->load_threads,
                            .buffer_bytes = r->options->load_buffer_bytes};
-    uint32_t share = td_device_cpus() / (uint32_t)r->options->n_ranks;
-    if (o.n_threads == 0 && r->options->n_ranks > 1)
-        o.n_threads = share < 1 ? 1 : share < 16 ? share : 16;
+    if (o.n_threads == 0)
+        o.n_threads = td_weights_load_threads((uint32_t)r->options->n_ranks);
     return td_upload_create(device, &o, &r->upload, r->err);
 }
 

@@ -78,10 +78,13 @@ typedef struct {
     td_moe_mode moe;
     int32_t rank, n_ranks;
     int tensor; /* cut the heads, too: the ranks of a tensor-parallel decoder. moe: fused */
-    uint32_t load_threads;    /* that read the checkpoint; 0: this rank's share of the CPUs */
+    uint32_t load_threads;    /* that read the checkpoint; 0: td_weights_load_threads() */
     size_t load_buffer_bytes; /* of page-locked memory, five times; 0: 16 MiB */
 } td_weights_options;
 
+/* Threads that read for each of a process's n ranks, which load at the same time, when load_threads
+ * is 0: at least 1, at most 16. */
+uint32_t td_weights_load_threads(uint32_t n_ranks);
 /* TD_CONFIG: a tensor is missing or has another shape or dtype than config.json asks for (names it,
  * with what was found and expected); TD_UNSUPPORTED: a dtype that no operation takes there;
  * TD_NOMEM; TD_IO, names the tensor. The draft layer is left out when config.json names one and the

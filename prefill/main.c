@@ -6,6 +6,7 @@
 #include "common/transfer/xfer_metrics.h"
 #include "prefill/report.h"
 #include "prefill/service.h"
+#include "prefill/warm_up.h"
 
 #include <signal.h>
 #include <stdio.h>
@@ -25,7 +26,8 @@ typedef struct {
     td_xfer_metrics xfer_metrics;
     td_serve *serve;
     td_prefill_engine *engine;
-    td_prompts *prompts;
+    td_warm_up warm;
+    td_prompts *prompts; /* NULL: not ready */
     td_prefill_service service;
     td_prefill_report report;
     td_worker_service worker;
@@ -41,16 +43,19 @@ typedef struct {
 
 static void on_fatal(void *user, const td_err *err)
 {
-    (void)user;
-    td_error("prefill.fatal", "why=\"%s\"", err->text);
+    const daemon_state *d = user;
+    td_error("prefill.fatal", "while=%s why=\"%s\"",
+             d->prompts != NULL    ? "serving"
+             : d->warm.n_steps > 0 ? "warming-up"
+                                   : "starting",
+             err->text);
     /* A rank that failed cannot be trusted again; systemd starts a fresh process. Threads run: no
      * destructors. */
     _exit(1);
 }
 
-static void on_engine_ready(void *user)
+static void begin_serving(daemon_state *d)
 {
-    daemon_state *d = user;
     td_prompts_conf conf = {.loop = d->loop,
                             .engine = d->engine,
                             .metrics = d->metrics,
@@ -72,15 +77,34 @@ static void on_engine_ready(void *user)
     td_serve_ready(d->serve);
 }
 
+static void on_engine_ready(void *user)
+{
+    daemon_state *d = user;
+    td_err err;
+    bool wanted = d->conf.warm_up == TD_WARM_UP_AUTO ? d->conf.w.backend == TD_BACKEND_CUDA
+                                                     : d->conf.warm_up == TD_WARM_UP_ON;
+    if (!wanted || d->draining)
+        begin_serving(d);
+    else if (td_warm_up_begin(&d->warm, d->engine, d->conf.chunk, d->conf.w.kv_pages, &err) !=
+             TD_OK)
+        on_fatal(d, &err);
+}
+
 static void on_group(void *user, uint32_t first_layer, uint32_t last_layer, const uint32_t *crc,
                      uint32_t n)
 {
-    td_prompts_on_group(((daemon_state *)user)->prompts, first_layer, last_layer, crc, n);
+    const daemon_state *d = user;
+    if (d->prompts != NULL) /* else it is the warm-up's */
+        td_prompts_on_group(d->prompts, first_layer, last_layer, crc, n);
 }
 
 static void on_step_done(void *user, const td_step_result *results, uint32_t n)
 {
-    td_prompts_on_done(((daemon_state *)user)->prompts, results, n);
+    daemon_state *d = user;
+    if (d->prompts != NULL)
+        td_prompts_on_done(d->prompts, results, n);
+    else if (td_warm_up_on_done(&d->warm))
+        begin_serving(d);
 }
 
 static void before_metrics(void *user)

@@ -293,7 +293,7 @@ __device__ inline void td_bf16_wide_run(const Job &job, unsigned char *dynamic)
 }
 
 /* One block of threads to an SM, of an H100; fewer SMs take longer, and that is all. */
-#define TD_BF16_WIDE_BLOCKS 132
+#define TD_BF16_WIDE_BLOCKS TD_CUDA_SMS
 
 static inline unsigned td_bf16_wide_grid(int64_t n_tiles)
 {

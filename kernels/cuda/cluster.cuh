@@ -32,12 +32,6 @@ __device__ inline void td_cluster_sync()
     td_cluster_wait();
 }
 
-/* Meets the others of a part of the block: 128 threads, part 0 .. 6. */
-__device__ inline void td_cluster_part_sync(int part)
-{
-    asm volatile("bar.sync %0, 128;" ::"r"(part + 1) : "memory");
-}
-
 /* Where the same place of this block's dynamic shared memory is in block `rank`'s. */
 template <typename T> __device__ inline const T *td_cluster_peer(const T *shared, int rank)
 {

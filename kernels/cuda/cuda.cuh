@@ -17,6 +17,9 @@ extern "C" {
 }
 
 #define TD_CUDA_MAX_SCRATCH 32
+/* Multiprocessors of an H100 or H200. What is fast elsewhere may differ; where products of bf16
+ * split K follows from it, too, and with that their bits. */
+#define TD_CUDA_SMS 132
 
 /* How long td_stream_sync() waits on a stream that takes part in a group of ranks: a peer may keep
  * it waiting. Shared by the group and its ranks' streams, whichever lives longer. */

@@ -10,6 +10,7 @@
 #define TD_KERNELS_CUDA_EXACT_FEW_CUH
 #include "kernels/cuda/cluster.cuh"
 #include "kernels/cuda/exact_tile.cuh"
+#include "kernels/cuda/pipe.cuh"
 
 template <int BT> struct td_exact_few {
     static constexpr int R = 64;
@@ -55,6 +56,12 @@ template <int BT> struct td_exact_few_shared {
     }
 };
 
+/* Meets the others of this warpgroup. */
+__device__ inline void td_exact_few_meet()
+{
+    td_pipe_sync<128>((int)threadIdx.y + 1);
+}
+
 /* The i-th block of K of this warpgroup; n_groups: those of the cluster. */
 template <int BT> __device__ inline int td_exact_few_block(int i, int n_groups)
 {
@@ -84,16 +91,16 @@ __device__ inline void td_exact_few_products(const td_tile_args &args,
     uint32_t a[TD_TILE_K / 16][4];
     float blk[BT / 2];
     if (td_exact_few_block<BT>(i, n_groups) >= n_blocks) { /* alike for all of a warpgroup */
-        td_cluster_part_sync((int)threadIdx.y);
-        td_cluster_part_sync((int)threadIdx.y);
+        td_exact_few_meet();
+        td_exact_few_meet();
         return;
     }
     td_copy_wait<F::STAGES - 1>();
-    td_cluster_part_sync((int)threadIdx.y); /* block i is there, and x of the one before was used */
+    td_exact_few_meet(); /* block i is there, and x of the one before was used */
     td_exact_widen_w<F::R>(sh.stage_of(i), a);
     td_exact_widen_x<F::R, BT>(sh.stage_of(i), sh.group);
     td_wgmma_publish();
-    td_cluster_part_sync((int)threadIdx.y); /* and widened: its stage is free */
+    td_exact_few_meet(); /* and widened: its stage is free */
     td_exact_start<F::R, BT>(sh.group, a, blk);
     td_exact_few_fetch<BT>(args, sh, i + F::STAGES, td_exact_few_block<BT>(i + F::STAGES, n_groups),
                            n_blocks);

@@ -271,7 +271,7 @@ __device__ inline void td_exact_run(const td_tile_args &args, const td_exact_sha
  * fetches and something for each block of K; blocks go in rounds of one to an SM of an H100. */
 static inline int64_t td_exact_cost(int64_t n_blocks, int n_rows)
 {
-    const int64_t sms = 132, each = 24;
+    const int64_t sms = TD_CUDA_SMS, each = 24;
     return (n_blocks + sms - 1) / sms * (n_rows + each);
 }
 #endif

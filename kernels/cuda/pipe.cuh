@@ -35,10 +35,10 @@ __device__ inline void td_pipe_wait(uint64_t *barrier, uint32_t odd)
     } while (done == 0);
 }
 
-/* As __syncthreads() for N threads (whole warps) of the block; ID 1..15, 0 is __syncthreads(). */
-template <int ID, int N> __device__ inline void td_pipe_sync()
+/* As __syncthreads() for N threads (whole warps) of the block; id 1..15, 0 is __syncthreads(). */
+template <int N> __device__ inline void td_pipe_sync(int id)
 {
-    asm volatile("bar.sync %0, %1;" ::"n"(ID), "n"(N) : "memory");
+    asm volatile("bar.sync %0, %1;" ::"r"(id), "n"(N) : "memory");
 }
 
 /* Registers to a thread from here on, for every warp of a warpgroup: fewer than at the kernel's

@@ -183,7 +183,7 @@ __device__ inline void td_wide_produce(const Job &job, const td_wide_shared &sh,
         const int width = td_wide_width(job.place(tile).n_tokens);
         for (int kb = 0; kb < n_blocks; kb++, g++) {
             td_copy_wait<TD_WIDE_AHEAD - 1>();
-            td_pipe_sync<1, TD_WIDE_FETCHERS>(); /* block g is there, and that before is widened */
+            td_pipe_sync<TD_WIDE_FETCHERS>(1); /* block g is there, and that before is widened */
             if (g > 0)
                 td_pipe_wait(&sh.free[(g - 1) % 2], (g - 1) / 2 % 2);
             td_wide_widen_x(sh, g, width);
@@ -397,7 +397,7 @@ template <typename Job> __device__ inline void td_wide_run(const Job &job, unsig
 }
 
 /* One block of threads to an SM, of an H100; fewer SMs take longer, and that is all. */
-#define TD_WIDE_BLOCKS 132
+#define TD_WIDE_BLOCKS TD_CUDA_SMS
 
 static inline unsigned td_wide_grid(int64_t n_tiles)
 {

@@ -16,7 +16,6 @@ extern "C" {
 }
 
 #define FEW_ROWS 16
-#define SMS 132                /* of an H100; changes what is fast, and where K is split */
 #define MAX_SHARED (227 << 10) /* of a block */
 #define MAX_FEW_BLOCKS 256     /* of K, for products of few tokens */
 #define LONG_FEW_BLOCKS 32     /* so many are worth their warpgroups where every SM has tiles */
@@ -128,7 +127,7 @@ static int parts_of(int N, int K)
 {
     const int64_t n_tiles = td_grid(N, TD_BF16_ROWS), n_blocks = td_grid(K, TD_TILE_K);
     int n = 1;
-    while (n < TD_CLUSTER_MAX && 2 * n * n_tiles <= SMS && n_blocks >= 4 * 2 * n)
+    while (n < TD_CLUSTER_MAX && 2 * n * n_tiles <= TD_CUDA_SMS && n_blocks >= 4 * 2 * n)
         n *= 2;
     return n;
 }
@@ -137,7 +136,7 @@ static int parts_of(int N, int K)
  * GPU's parts may have some over. */
 static bool fits_once(int64_t n_blocks, int n_ranks)
 {
-    return n_blocks <= (n_ranks > 2 ? SMS * 3 / 4 : SMS);
+    return n_blocks <= (n_ranks > 2 ? TD_CUDA_SMS * 3 / 4 : TD_CUDA_SMS);
 }
 
 template <int BT, bool ALIGNED, int STAGES>

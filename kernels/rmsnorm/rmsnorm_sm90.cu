@@ -10,7 +10,7 @@ extern "C" {
 
 #define WARPS 8
 #define HELD 8 /* groups to a warp at most: rows of 8192 */
-#define FEW_ROWS 132
+#define FEW_ROWS TD_CUDA_SMS
 #define FEW_WARPS 32
 
 /* Where a row's operands and results are. */

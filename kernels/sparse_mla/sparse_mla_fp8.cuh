@@ -28,7 +28,7 @@ constexpr int TILE = 64;            /* keys */
 constexpr int OPERANDS = DIMS / 64; /* of a block's queries; the rotated part is the last */
 constexpr int PREPARED = 16;        /* heads of a block of prepare_kernel */
 constexpr int THREADS = 256;
-constexpr int SMS = 132;                      /* blocks of a round; no bit depends on it */
+constexpr int SMS = TD_CUDA_SMS;              /* blocks of a round; no bit depends on it */
 constexpr size_t SCRATCH = (size_t)288 << 20; /* for as many tokens as go in one launch */
 constexpr uint32_t NO_KEY = 0xffffffffu;      /* a score's bits; arithmetic makes another NaN */
 

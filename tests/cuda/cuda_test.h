@@ -16,11 +16,25 @@ typedef struct {
     int n_buffers;
 } ct_gpu;
 
-/* How many of n rounds: under compute-sanitizer (TANDEM_TEST_SLOW is set) each takes minutes. */
-static inline int ct_rounds(int n)
+/* What compute-sanitizer slows down does less. TANDEM_TEST_SLOW: 1, a launch takes ten times as
+ * long (memcheck); 2, computing a hundred times as long, too (racecheck). */
+static inline int ct_slow(void)
 {
     const char *slow = getenv("TANDEM_TEST_SLOW");
-    return slow == NULL || *slow == '\0' ? n : n < 10 ? 1 : n / 10;
+    return slow == NULL ? 0 : atoi(slow);
+}
+
+/* How many of n rounds. */
+static inline int ct_rounds(int n)
+{
+    return ct_slow() == 0 ? n : n < 10 ? 1 : n / 10;
+}
+
+/* Whether n rows go through in batches of `rows`: not in many small ones where launches are slow.
+ */
+static inline int ct_in_batches(int n, int rows)
+{
+    return ct_slow() == 0 || n <= (ct_slow() == 1 ? 40 : 4) * rows;
 }
 
 static inline ct_gpu ct_open_on(uint32_t index)
@@ -104,6 +118,13 @@ static inline void ct_close(ct_gpu *g)
 {
     ct_clear(g);
     td_device_close(g->device);
+}
+
+/* Skips the test where there is none; for tests that open the GPU through something else. */
+static inline void ct_need_gpu(void)
+{
+    ct_gpu g = ct_open();
+    ct_close(&g);
 }
 
 /* An output of an operation: what the judge wrote, and what the device wrote in two runs. */

@@ -4,12 +4,6 @@
 
 TD_TEST_MAIN
 
-static void need_gpu(void)
-{
-    ct_gpu g = ct_open();
-    ct_close(&g);
-}
-
 static td_logits_options on_cuda(td_logits_options o)
 {
     o.backend = TD_BACKEND_CUDA;
@@ -18,7 +12,7 @@ static td_logits_options on_cuda(td_logits_options o)
 
 static void precise(const char *name)
 {
-    need_gpu();
+    ct_need_gpu();
     td_golden_set s = td_golden_open(name);
     for (uint32_t k = 0; k <= 4; k++) {
         char what[64];
@@ -47,7 +41,7 @@ TEST(precise_fp8_equals_the_golden_set_with_0_to_4_drafts_and_in_chunks)
 
 static void quantised(const char *name)
 {
-    need_gpu();
+    ct_need_gpu();
     td_golden_set s = td_golden_open(name);
     for (uint32_t chunk = 0; chunk <= 64; chunk += 64) {
         td_logits_options o = {.kv = TD_KV_FP8, .dump_layers = 1, .chunk = chunk};
@@ -80,7 +74,7 @@ static td_golden_set bundled(int32_t *ids, uint32_t n)
 
 TEST(a_recorded_step_gives_what_its_operations_give_one_by_one)
 {
-    need_gpu();
+    ct_need_gpu();
     td_golden_set s = td_golden_open("v32-fp8");
     for (uint32_t k = 0; k <= 4; k += 2) {
         td_logits_options o = on_cuda((td_logits_options){.kv = TD_KV_FP8, .generate = 64});
@@ -103,7 +97,7 @@ TEST(a_recorded_step_gives_what_its_operations_give_one_by_one)
 
 TEST(precise_text_of_the_bundled_model_equals_the_cpus)
 {
-    need_gpu();
+    ct_need_gpu();
     int32_t ids[N_PROMPT];
     td_golden_set s = bundled(ids, N_PROMPT);
     td_logits_options o = {.precise = 1, .kv = TD_KV_F32, .generate = N_MORE, .chunk = 256};
@@ -119,7 +113,7 @@ TEST(precise_text_of_the_bundled_model_equals_the_cpus)
 
 TEST(quantised_text_is_the_same_with_0_to_4_drafts_and_both_caches)
 {
-    need_gpu();
+    ct_need_gpu();
     int32_t ids[N_PROMPT];
     td_golden_set s = bundled(ids, N_PROMPT);
     for (int bf16 = 0; bf16 < 2; bf16++) {

@@ -154,11 +154,19 @@ static void one_expert(ct_gpu *g, const problem *p, int t, int e, float *out)
         td_device_free(g->device, g->buffers[--g->n_buffers]);
 }
 
+/* Of many tokens, where launches are slow, about sixteen are judged. */
+static int is_judged(const problem *p, int t)
+{
+    return ct_slow() == 0 || t % (p->a.T / 16 + 1) == 0;
+}
+
 static void judge(ct_gpu *g, problem *p)
 {
     const td_moe_experts_args *a = &p->a;
     float *y = kt_alloc((size_t)a->D * 4);
     for (int t = 0; t < a->T; t++) {
+        if (!is_judged(p, t))
+            continue;
         float *sum = (float *)(void *)(p->want.p + (size_t)t * p->want.stride);
         for (int d = 0; d < a->D; d++)
             sum[d] = 0;
@@ -186,6 +194,10 @@ static void expect_judge(ct_gpu *g, problem *p)
         a.y = ct_out(g, &p->got);
         TD_EQ(TD_OK, g->ops->moe_experts(&a, g->stream));
         ct_fetch(g, &p->got, a.y);
+        for (int t = 0; t < a.T && again == 0; t++)
+            if (!is_judged(p, t)) /* twice the same, at least */
+                memcpy(p->want.p + (size_t)t * p->want.stride, p->got.p + (size_t)t * p->got.stride,
+                       (size_t)a.D * 4);
         kt_out_same(&p->want, &p->got);
     }
     ct_clear(g);

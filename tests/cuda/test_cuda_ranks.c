@@ -7,12 +7,6 @@
 
 TD_TEST_MAIN
 
-static void need_gpu(void)
-{
-    ct_gpu g = ct_open();
-    ct_close(&g);
-}
-
 static td_logits_options on_cuda(td_logits_options o)
 {
     o.backend = TD_BACKEND_CUDA;
@@ -22,7 +16,7 @@ static td_logits_options on_cuda(td_logits_options o)
 
 static void golden_on_ranks(const char *name, td_moe_mode moe)
 {
-    need_gpu();
+    ct_need_gpu();
     td_golden_set s = td_golden_open(name);
     for (uint32_t n = 2; n <= 3; n++)
         for (int split = 0; split < 2; split++) {
@@ -71,7 +65,7 @@ TEST(precise_fp8_on_2_and_3_ranks_with_both_splits_ep)
 
 TEST(quantised_on_2_and_3_ranks_is_within_the_golden_bounds)
 {
-    need_gpu();
+    ct_need_gpu();
     static const char *const names[] = {"v32-bf16", "v32-fp8"};
     for (int i = 0; i < 2; i++) {
         td_golden_set s = td_golden_open(names[i]);
@@ -89,7 +83,7 @@ TEST(quantised_on_2_and_3_ranks_is_within_the_golden_bounds)
 /* A prompt's bits depend neither on the split nor on chunks; two runs have the same. */
 TEST(quantised_bits_are_the_same_for_both_splits_in_chunks_and_again)
 {
-    need_gpu();
+    ct_need_gpu();
     td_golden_set s = td_golden_open("v32-fp8");
     for (int moe = 0; moe < 2; moe++) {
         td_logits_options o = {.kv = TD_KV_FP8, .n_ranks = 3, .generate = 32};
@@ -110,7 +104,7 @@ TEST(quantised_bits_are_the_same_for_both_splits_in_chunks_and_again)
 
 static void golden_tensor(const char *name, uint32_t most)
 {
-    need_gpu();
+    ct_need_gpu();
     td_golden_set s = td_golden_open(name);
     for (uint32_t n = 2; n <= most; n++)
         for (uint32_t k = 0; k <= 4; k++) {
@@ -142,7 +136,7 @@ static void crowd_equals_alone(int precise)
     static const int sizes[] = {1, 2, 7, 32};
     static td_tensor_world w;
     static td_tensor_request alone[TD_TENSOR_MAX_SEQS];
-    need_gpu();
+    ct_need_gpu();
     td_tensor_world_open(&w, td_source_path("models/tiny-v32"), TD_BACKEND_CUDA, precise, 2);
     for (int i = 0; i < TD_TENSOR_MAX_SEQS; i++) {
         td_tensor_world_run(&w, i, 1, 0);
@@ -174,7 +168,7 @@ TEST(steps_recorded_on_two_gpus_equal_those_enqueued_in_crowds_with_0_to_4_draft
     static const int sizes[] = {1, 6, 32};
     static td_tensor_world w;
     static td_tensor_request alone[TD_TENSOR_MAX_SEQS];
-    need_gpu();
+    ct_need_gpu();
     if (td_harness_ranks_per_gpu(2) > 1)
         td_skip("ranks that share a GPU do not record: needs two, and TANDEM_TEST_GPUS=2");
     for (int precise = 0; precise < 2; precise++) {
@@ -201,7 +195,7 @@ TEST(steps_recorded_on_two_gpus_equal_those_enqueued_in_crowds_with_0_to_4_draft
 
 TEST(ranks_that_find_no_gpu_are_refused_by_name)
 {
-    need_gpu();
+    ct_need_gpu();
     td_golden_set s = td_golden_open("v32-fp8");
     td_logits_result r;
     td_err err = {0};

@@ -76,7 +76,7 @@ TEST(topk_of_rows_that_blocks_share_selects_what_the_judge_selects)
     kt_rng rng = kt_seeded();
     ct_gpu g = ct_open();
     for (size_t i = 0; i < sizeof(sizes) / sizeof(*sizes); i++)
-        for (int k = 0; k < (sizes[i][2] > 20000 ? 2 : 6); k++)
+        for (int k = 0; k < (ct_slow() > 0 ? 1 : sizes[i][2] > 20000 ? 2 : 6); k++)
             check_topk(&rng, &g, sizes[i][0], sizes[i][1], sizes[i][2]);
     ct_close(&g);
 }

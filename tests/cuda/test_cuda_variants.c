@@ -9,15 +9,9 @@ TD_TEST_MAIN
 /* Those of the golden sets. */
 static const td_variant_bounds golden = {1, 0.3, 0.7};
 
-static void need_gpu(void)
-{
-    ct_gpu g = ct_open();
-    ct_close(&g);
-}
-
 static void agree(int precise)
 {
-    need_gpu();
+    ct_need_gpu();
     td_variant v[TD_MOST_VARIANTS];
     const char *dir = td_scratch_dir();
     for (int i = 0, n = td_variants(v); i < n; i++) {

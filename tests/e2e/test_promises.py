@@ -333,6 +333,25 @@ def ready_is_said_when_the_weights_are_loaded_and_not_before(args):
                 d.process = None  # it was to fail
 
 
+def a_prefill_that_has_warmed_up_answers_as_one_that_has_not(args):
+    """The prompt of nobody's is over before the daemon is ready, and its pages are free and as any free page."""
+    answers = []
+    for warm_up, ranks in (("off", "1"), ("on", "1"), ("on", "3")):
+        with Cluster(args.bin, model=args.model, decode_flags=["--debug-poison"], prefill_flags=[
+                "--warm-up", warm_up, "--ranks", ranks, "--chunk", "64", "--kv-pages", "8", "--debug-poison"]) as c:
+            log = c.prefill[0].log()
+            assert ("prefill.warm_up" in log) == (warm_up == "on"), log
+            if warm_up == "on":
+                assert "tokens=321 steps=6" in log and log.index("prefill.warm_up") < log.index("prefill.ready"), log
+            assert c.prefill[0].metric("tandem_kv_pages", state="free") == 8
+            answer = c.generate(prompt_ids(c, 8 * 64), max_tokens=8, temperature=0)  # every page
+            assert answer.ok, answer
+            answers.append(answer.ids)
+            c.check_exits()
+            assert "kv.poison" not in c.prefill[0].log(), c.prefill[0].tail()
+    assert answers[0] == answers[1] == answers[2], answers
+
+
 def a_model_without_tokenizer_serves_token_ids_only(args):
     with tempfile.TemporaryDirectory() as folder:
         bare = os.path.join(folder, "tiny-v32")

@@ -4,8 +4,8 @@
  * the moment when all ranks are there until the last has its KV and its token. */
 #include "common/base/clock.h"
 #include "common/base/conf.h"
-#include "model/prefill_step.h"
 #include "tests/bench/cuda/rank_team.h"
+#include "tests/bench/cuda/slice_prompt.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -61,16 +61,9 @@ static const td_kv_dtype kv_dtypes[N_KV] = {TD_KV_FP8, TD_KV_BF16};
 static td_status open_bench(bench *b, td_err *err)
 {
     td_status st = td_model_config_load(b->o.model, &b->config, err);
-    for (uint32_t i = 0; i < b->o.prompts.n && st == TD_OK; i++) {
-        char *end = NULL;
-        unsigned long n = strtoul(b->o.prompts.items[i], &end, 10);
-        if (end == b->o.prompts.items[i] || *end != '\0' || n < 1 ||
-            n > (unsigned long)b->config.max_positions)
-            return td_fail(err, TD_CONFIG, "prompts: '%s' must be 1 to %d", b->o.prompts.items[i],
-                           b->config.max_positions);
-        b->prompts[i] = (uint32_t)n;
-        b->longest = b->prompts[i] > b->longest ? b->prompts[i] : b->longest;
-    }
+    if (st == TD_OK)
+        st = td_slice_numbers(&b->o.prompts, "prompts", 1, (uint32_t)b->config.max_positions,
+                              b->prompts, &b->longest, err);
     if (st == TD_OK && b->o.chunk % TD_KV_PAGE_ROWS != 0)
         return td_fail(err, TD_CONFIG, "chunk %u: must be a multiple of %d", b->o.chunk,
                        TD_KV_PAGE_ROWS);
@@ -83,39 +76,18 @@ static td_status open_bench(bench *b, td_err *err)
     b->tokens = calloc(b->longest, sizeof(*b->tokens));
     if (b->pages == NULL || b->tokens == NULL)
         return td_fail(err, TD_NOMEM, "no memory for %u pages", b->n_pages);
-    for (uint32_t i = 0; i < b->n_pages; i++)
-        b->pages[i] = b->n_pages - 1 - i;
-    for (uint32_t i = 0; i < b->longest; i++)
-        b->tokens[i] = (int32_t)((uint64_t)i * 7919 % (uint64_t)b->config.vocab_size);
+    td_slice_pages(b->pages, b->n_pages);
+    td_slice_tokens(b->tokens, b->longest, b->config.vocab_size);
     return TD_OK;
-}
-
-static td_status run_prompt(const bench *b, td_prefill *prefill, uint32_t n_tokens, td_err *err)
-{
-    td_sampling greedy;
-    td_sampling_init(&greedy);
-    td_status st = TD_OK;
-    for (uint32_t at = 0, n; at < n_tokens && st == TD_OK; at += n) {
-        int32_t first = -1;
-        n = n_tokens - at < b->o.chunk ? n_tokens - at : b->o.chunk;
-        int last = at + n == n_tokens;
-        td_prefill_seq seq = {.start = (int32_t)at,
-                              .n_tokens = (int32_t)n,
-                              .tokens = b->tokens + at,
-                              .next_token = last ? -1 : b->tokens[at + n],
-                              .pages = b->pages,
-                              .n_pages = b->n_pages,
-                              .sampling = last ? &greedy : NULL};
-        td_prefill_batch batch = {.seqs = &seq, .n_seqs = 1};
-        st = td_prefill_run(prefill, &batch, &first, err);
-    }
-    return st;
 }
 
 /* Rank 0 says how long it took. */
 static td_status time_prompt(td_team_member *m, bench *b, uint32_t which, td_err *err)
 {
     const uint32_t n = b->prompts[which];
+    const td_slice_prompt prompt = {
+        .tokens = b->tokens, .pages = b->pages, .n_pages = b->n_pages, .chunk = b->o.chunk};
+    int32_t first = -1;
     td_prefill *prefill = NULL;
     td_engine_config c = td_rank_engine(&m->rank, b->layout, m->comm);
     double s = 0;
@@ -128,7 +100,7 @@ static td_status time_prompt(td_team_member *m, bench *b, uint32_t which, td_err
             st = td_fail(err, st, "another rank failed");
         int64_t start = td_now_ns();
         if (st == TD_OK)
-            st = run_prompt(b, prefill, n, err);
+            st = td_slice_prompt_run(prefill, &prompt, n, &first, err);
         if (st == TD_OK && m->comm != NULL && (st = td_comm_barrier(m->comm)) < 0)
             st = td_fail(err, st, "another rank failed");
         s = (double)(td_now_ns() - start) * 1e-9;

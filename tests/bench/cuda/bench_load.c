@@ -326,8 +326,7 @@ static td_status run(bench *b, td_err *err)
     td_backend_options backend = {.kind = b->o.backend == 0 ? TD_BACKEND_CPU : TD_BACKEND_CUDA,
                                   .n_threads = 1,
                                   .index = b->o.gpu};
-    uint32_t cpus = td_device_cpus();
-    b->threads = b->o.threads > 0 ? b->o.threads : cpus < 3 ? 1 : cpus < 18 ? cpus - 2 : 16;
+    b->threads = b->o.threads > 0 ? b->o.threads : td_weights_load_threads(1);
     td_status st = td_backend_open(&backend, &b->device, &b->ops, err);
     if (st == TD_OK)
         st = write_slice(b, err);

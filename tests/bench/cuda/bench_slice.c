@@ -7,8 +7,8 @@
  * drafts are hardly ever accepted: with k drafts the time of a step is what counts. */
 #include "common/base/clock.h"
 #include "common/base/conf.h"
-#include "model/prefill_step.h"
 #include "model/rank.h"
+#include "tests/bench/cuda/slice_prompt.h"
 #include "tests/bench/cuda/slice_ranks.h"
 
 #include <stdbool.h>
@@ -76,29 +76,16 @@ typedef struct {
     int32_t first_token;
 } bench;
 
-static td_status numbers(const td_conf_list *list, const char *name, uint32_t min, uint32_t max,
-                         uint32_t *out, uint32_t *largest, td_err *err)
-{
-    for (uint32_t i = 0; i < list->n; i++) {
-        char *end = NULL;
-        unsigned long v = strtoul(list->items[i], &end, 10);
-        if (end == list->items[i] || *end != '\0' || v < min || v > max)
-            return td_fail(err, TD_CONFIG, "%s: '%s' must be %u to %u", name, list->items[i], min,
-                           max);
-        out[i] = (uint32_t)v;
-        *largest = out[i] > *largest ? out[i] : *largest;
-    }
-    return TD_OK;
-}
-
 static td_status read_options(bench *b, td_err *err)
 {
     const options *o = &b->o;
-    td_status st = numbers(&o->prompts, "prompts", 1, 1 << 20, b->prompts, &b->longest, err);
+    td_status st =
+        td_slice_numbers(&o->prompts, "prompts", 1, 1 << 20, b->prompts, &b->longest, err);
     if (st == TD_OK)
-        st = numbers(&o->batches, "batches", 1, 4096, b->batches, &b->max_batch, err);
+        st = td_slice_numbers(&o->batches, "batches", 1, 4096, b->batches, &b->max_batch, err);
     if (st == TD_OK)
-        st = numbers(&o->drafts, "drafts", 0, TD_DECODE_MAX_DRAFTS, b->drafts, &b->max_drafts, err);
+        st = td_slice_numbers(&o->drafts, "drafts", 0, TD_DECODE_MAX_DRAFTS, b->drafts,
+                              &b->max_drafts, err);
     if (st == TD_OK && o->chunk % TD_KV_PAGE_ROWS != 0)
         st = td_fail(err, TD_CONFIG, "chunk %u: must be a multiple of %d", o->chunk,
                      TD_KV_PAGE_ROWS);
@@ -170,10 +157,8 @@ static td_status open_bench(bench *b, td_err *err)
     b->tokens = calloc(b->longest, sizeof(*b->tokens));
     if (b->pages == NULL || b->tokens == NULL)
         return td_fail(err, TD_NOMEM, "no memory for %u pages", n_pages);
-    for (uint32_t i = 0; i < n_pages; i++) /* no two neighbours of a sequence side by side */
-        b->pages[i] = n_pages - 1 - i;
-    for (uint32_t i = 0; i < b->longest; i++)
-        b->tokens[i] = (int32_t)((uint64_t)i * 7919 % (uint64_t)b->config.vocab_size);
+    td_slice_pages(b->pages, n_pages);
+    td_slice_tokens(b->tokens, b->longest, b->config.vocab_size);
     st = td_device_alloc(b->rank.device, td_model_hidden_bytes(&b->config, 0), &b->hidden, err);
     if (st == TD_OK)
         st = measure_copy(b, err);
@@ -219,26 +204,12 @@ static td_engine_config engine(const bench *b, uint32_t max_context, int timed, 
 
 static td_status run_prompt(bench *b, td_prefill *prefill, uint32_t n_tokens, td_err *err)
 {
-    td_sampling greedy;
-    td_sampling_init(&greedy);
-    for (uint32_t at = 0; at < n_tokens;) {
-        uint32_t n = n_tokens - at < b->o.chunk ? n_tokens - at : b->o.chunk;
-        int last = at + n == n_tokens;
-        td_prefill_seq seq = {.start = (int32_t)at,
-                              .n_tokens = (int32_t)n,
-                              .tokens = b->tokens + at,
-                              .next_token = last ? -1 : b->tokens[at + n],
-                              .pages = b->pages,
-                              .n_pages = b->prompt_pages,
-                              .sampling = last ? &greedy : NULL,
-                              .hidden_out = last ? b->hidden : NULL};
-        td_prefill_batch batch = {.seqs = &seq, .n_seqs = 1};
-        td_status st = td_prefill_run(prefill, &batch, &b->first_token, err);
-        if (st < 0)
-            return st;
-        at += n;
-    }
-    return TD_OK;
+    const td_slice_prompt prompt = {.tokens = b->tokens,
+                                    .pages = b->pages,
+                                    .n_pages = b->prompt_pages,
+                                    .chunk = b->o.chunk,
+                                    .hidden = b->hidden};
+    return td_slice_prompt_run(prefill, &prompt, n_tokens, &b->first_token, err);
 }
 
 /* Means over the rows of a prompt of n tokens. */

@@ -1,0 +1,80 @@
+#include "prefill/warm_up.h"
+
+#include "common/base/clock.h"
+#include "common/base/log.h"
+
+#include <stdlib.h>
+
+int32_t td_warm_up_tokens(uint32_t chunk, int32_t topk, uint32_t n_pages, int32_t max_positions)
+{
+    int64_t room = (int64_t)n_pages * TD_PAGE_TOKENS;
+    int64_t most = room < max_positions ? room : max_positions;
+    int64_t want = ((int64_t)topk / chunk + 1) * chunk + 1;
+    if (want <= most)
+        return (int32_t)want;
+    return (int32_t)((most - 1) / TD_PAGE_TOKENS * TD_PAGE_TOKENS + 1); /* chunks end with a page */
+}
+
+static void step(td_warm_up *w)
+{
+    int32_t left = w->n_tokens - w->at;
+    w->n_step = left <= 1 ? left : left - 1 < (int32_t)w->chunk ? left - 1 : (int32_t)w->chunk;
+    bool ends = w->n_step == left;
+    td_chunk chunk = {
+        .tokens = w->tokens,
+        .pages = w->pages,
+        .start = w->at,
+        .n_tokens = w->n_step,
+        .next_token = ends ? -1 : 0,
+        .n_pages = ((uint32_t)(w->at + w->n_step) + TD_PAGE_TOKENS - 1) / TD_PAGE_TOKENS,
+        .blob_slot = -1,
+        .ends = ends,
+        .sampling = &w->sampling,
+    };
+    w->n_steps++;
+    td_prefill_engine_step(w->engine, &chunk, 1);
+}
+
+static void give_back(td_warm_up *w)
+{
+    free(w->tokens);
+    free(w->pages);
+    w->tokens = NULL;
+    w->pages = NULL;
+}
+
+td_status td_warm_up_begin(td_warm_up *w, td_prefill_engine *engine, uint32_t chunk,
+                           uint32_t n_pages, td_err *err)
+{
+    const td_model_config *config = td_prefill_engine_config(engine);
+    *w = (td_warm_up){.engine = engine, .chunk = chunk, .begun_ns = td_now_ns()};
+    td_sampling_init(&w->sampling);
+    w->n_tokens = td_warm_up_tokens(chunk, config->index_topk, n_pages, config->max_positions);
+    w->n_page_ids = ((uint32_t)w->n_tokens + TD_PAGE_TOKENS - 1) / TD_PAGE_TOKENS;
+    w->tokens = calloc(chunk, sizeof(*w->tokens));
+    w->pages = calloc(w->n_page_ids, sizeof(*w->pages));
+    if (w->tokens == NULL || w->pages == NULL) {
+        give_back(w);
+        return td_fail(err, TD_NOMEM, "warm-up: no memory for a prompt of %d tokens", w->n_tokens);
+    }
+    for (uint32_t i = 0; i < chunk; i++)
+        w->tokens[i] = (int32_t)(i % (uint32_t)config->vocab_size); /* not all to one expert */
+    for (uint32_t i = 0; i < w->n_page_ids; i++)
+        w->pages[i] = i;
+    step(w);
+    return TD_OK;
+}
+
+bool td_warm_up_on_done(td_warm_up *w)
+{
+    w->at += w->n_step;
+    if (w->at < w->n_tokens) {
+        step(w);
+        return false;
+    }
+    td_prefill_engine_retire(w->engine, w->pages, w->n_page_ids);
+    td_info("prefill.warm_up", "tokens=%d steps=%u took_ms=%.1f", w->n_tokens, w->n_steps,
+            (double)(td_now_ns() - w->begun_ns) / (double)TD_NS_PER_MS);
+    give_back(w);
+    return true;
+}
