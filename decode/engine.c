@@ -289,10 +289,14 @@ static void take_ready(td_decode_engine *e, const td_engine_event *event)
     td_fingerprint_run(&e->fingerprint, &e->layout, e->conf.conf->w.precise,
                        e->conf.conf->w.draft_prenorm);
     td_fingerprint_set(&e->fingerprint, "protocol", "%u", TD_XFER_PROTOCOL);
-    td_info("decode.device", "device=\"%s\" ranks=%u comm=%s graphs=%u enqueued=\"%s\"",
-            td_device_name(e->rank.device), e->options.n_ranks,
-            e->followers == NULL ? "none" : td_followers_form(e->followers),
-            td_decode_graphs_report(e->decoder)->n_graphs, why_enqueued(e));
+    const td_decode_graphs *graphs = td_decode_graphs_report(e->decoder);
+    td_info(
+        "decode.device",
+        "device=\"%s\" ranks=%u comm=%s graphs=%u graphs_mib=%.1f graphs_ms=%.0f enqueued=\"%s\"",
+        td_device_name(e->rank.device), e->options.n_ranks,
+        e->followers == NULL ? "none" : td_followers_form(e->followers), graphs->n_graphs,
+        (double)graphs->n_bytes / (1 << 20), (double)graphs->took_ns / (double)TD_NS_PER_MS,
+        why_enqueued(e));
     e->conf.on_ready(e->conf.user);
 }
 
@@ -391,20 +395,22 @@ td_status td_decode_engine_open(const td_decode_engine_conf *conf, td_decode_eng
     td_status st = open_model(e, err);
     if (st == TD_OK)
         st = open_tables(e, err);
-    e->options = (td_rank_options){.ckpt = e->ckpt,
-                                   .config = &e->config,
-                                   .layout = &e->layout,
-                                   .precise = w->precise,
-                                   .poison = w->debug_poison,
-                                   .moe = TD_MOE_FUSED,
-                                   .tensor = conf->conf->ranks > 1,
-                                   .n_ranks = conf->conf->ranks,
-                                   .n_threads = td_rank_threads(w->threads, conf->conf->ranks),
-                                   .spin_us = w->spin_us,
-                                   .n_pages = w->kv_pages,
-                                   .backend = (td_backend_kind)w->backend,
-                                   .gpu = w->gpu,
-                                   .ranks_per_gpu = conf->conf->ranks_per_gpu};
+    e->options =
+        (td_rank_options){.ckpt = e->ckpt,
+                          .config = &e->config,
+                          .layout = &e->layout,
+                          .precise = w->precise,
+                          .poison = w->debug_poison,
+                          .moe = TD_MOE_FUSED,
+                          .tensor = conf->conf->ranks > 1,
+                          .n_ranks = conf->conf->ranks,
+                          .n_threads = td_rank_threads(w->threads, conf->conf->ranks),
+                          .load_threads = td_rank_load_threads(w->threads, conf->conf->ranks),
+                          .spin_us = w->spin_us,
+                          .n_pages = w->kv_pages,
+                          .backend = (td_backend_kind)w->backend,
+                          .gpu = w->gpu,
+                          .ranks_per_gpu = conf->conf->ranks_per_gpu};
     e->progress = td_serve_add_engine(conf->serve, "decode");
     if (st == TD_OK && pthread_create(&e->thread, NULL, engine_main, e) != 0)
         st = td_fail(err, TD_INTERNAL, "decode engine: no thread");

@@ -46,11 +46,13 @@ typedef struct {
 
 static void on_fatal(void *user, const td_err *err)
 {
-    (void)user;
-    td_error("decode.fatal", "why=\"%s\"", err->text);
+    const daemon_state *d = user;
+    const bool serving = d->requests != NULL;
+    td_error("decode.fatal", "while=%s why=\"%s\"", serving ? "serving" : "starting", err->text);
     /* An engine that failed cannot be trusted again; systemd starts a fresh process. Threads run:
      * no destructors. */
-    _exit(1);
+    const bool again = serving || err->status == TD_UNSUPPORTED; /* a GPU may come yet */
+    _exit(again ? 1 : td_serve_exit_status(err->status));
 }
 
 /* ---- transfer events ---- */

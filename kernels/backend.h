@@ -35,7 +35,8 @@ typedef struct {
 #define TD_CUDA_COMM_MAX_RANKS 64
 
 /* A group whose ranks compute on this backend. TD_UNSUPPORTED: GPUs that cannot reach each other
- * in this form; says which. Any thread; a rank's end is for the thread that opened its device. */
+ * in this form; says which. Any thread, before it opens a device of its own: its current GPU is
+ * another one afterwards. A rank's end is for the thread that opened its device. */
 td_status td_backend_comm(const td_backend_comm_options *options, td_comm_group **out, td_err *err);
 
 /* ---- between the loader and the plug-in ---- */

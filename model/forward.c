@@ -45,7 +45,8 @@ void td_device_pool_free(td_device_pool *pool)
 td_status td_forward_failed(td_forward *f, const char *op, td_status st)
 {
     td_err why;
-    if (st == TD_CUDA && td_stream_sync(f->stream, &why) < 0) /* it knows what CUDA said */
+    const int of_device = st == TD_CUDA || st == TD_NOMEM;
+    if (of_device && td_stream_sync(f->stream, &why) < 0) /* it knows what CUDA said */
         return td_fail(f->err, st, "operation %s: %s", op, why.text);
     return td_fail(f->err, st, "operation %s: %s", op, td_status_text(st));
 }

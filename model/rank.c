@@ -23,8 +23,9 @@ static td_status open_slab(td_rank *rank, const td_rank_options *o, td_err *err)
                        "checked");
     td_status st =
         td_device_alloc(rank->device, td_kv_slab_bytes(o->layout, o->n_pages), &rank->kv, err);
-    return st == TD_OK ? td_kv_slab_init_remote(&rank->slab, o->layout, o->n_pages, rank->kv, err)
-                       : st;
+    if (st != TD_OK)
+        return err == NULL ? st : td_fail_prefix(err, "KV pool of %u pages", o->n_pages);
+    return td_kv_slab_init_remote(&rank->slab, o->layout, o->n_pages, rank->kv, err);
 }
 
 static uint32_t gpu_of(const td_rank_options *o, uint32_t rank)
@@ -38,7 +39,8 @@ td_status td_rank_open(td_rank *rank, const td_rank_options *o, td_err *err)
                                   .moe = o->moe,
                                   .rank = (int32_t)o->rank,
                                   .n_ranks = (int32_t)o->n_ranks,
-                                  .tensor = o->tensor};
+                                  .tensor = o->tensor,
+                                  .load_threads = o->load_threads};
     td_backend_options backend = {o->backend, o->n_threads, o->spin_us, gpu_of(o, o->rank)};
     td_status st = td_backend_open(&backend, &rank->device, &rank->ops, err);
     if (st == TD_OK)
@@ -132,4 +134,9 @@ uint32_t td_rank_threads(uint32_t n_threads, uint32_t n_ranks)
     if (n_threads == 0)
         n_threads = td_device_cpus();
     return n_threads > n_ranks ? n_threads / n_ranks : 1;
+}
+
+uint32_t td_rank_load_threads(uint32_t n_threads, uint32_t n_ranks)
+{
+    return n_threads == 0 ? 0 : td_rank_threads(n_threads, n_ranks);
 }

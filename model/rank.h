@@ -14,6 +14,7 @@ typedef struct {
     td_moe_mode moe;
     int tensor; /* ranks of a tensor-parallel decoder, not of a prefill; moe: fused */
     uint32_t rank, n_ranks, n_threads, spin_us, n_pages;
+    uint32_t load_threads; /* cuda: that read its weights; 0: td_weights_load_threads() */
     td_backend_kind backend;
     uint32_t gpu;           /* cuda: rank 0's; rank r is on GPU gpu + r / ranks_per_gpu */
     uint32_t ranks_per_gpu; /* cuda: ranks that share one; 0: 1 */
@@ -55,4 +56,6 @@ td_status td_rank_page_crc(void *rank, td_stream *stream, const int32_t *pages, 
 /* Threads of each of n ranks when n_threads (0: all CPUs of this process) serve all of them; at
  * least 1. */
 uint32_t td_rank_threads(uint32_t n_threads, uint32_t n_ranks);
+/* td_rank_options.load_threads for the same knob: 0 stays 0. */
+uint32_t td_rank_load_threads(uint32_t n_threads, uint32_t n_ranks);
 #endif

@@ -21,8 +21,8 @@ static const td_conf_field fields[] = {
     F("layer-group", layer_group, U32, "0", "0", "256",
       "layers whose pages are announced together while later layers compute; 0: a quarter of them"),
     F("warm-up", warm_up, ENUM, "auto", "auto|on|off", NULL,
-      "before it is ready, compute a prompt of nobody's, so that steps find their memory and "
-      "kernels; auto: with backend cuda"),
+      "compute a made-up prompt before the daemon is ready: memory is allocated and kernels are "
+      "loaded before the first real one; auto: with backend cuda"),
     F("lease", lease_ms, MS, "10s", "1s", "10m",
       "finished pages are given up when the decode daemon has not renewed for so long"),
 };

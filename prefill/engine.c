@@ -305,6 +305,7 @@ static td_status start_rank(td_prefill_engine *e, uint32_t r, td_err *err)
                                    .rank = r,
                                    .n_ranks = e->n_ranks,
                                    .n_threads = td_rank_threads(c->w.threads, e->n_ranks),
+                                   .load_threads = td_rank_load_threads(c->w.threads, e->n_ranks),
                                    .spin_us = c->w.spin_us,
                                    .n_pages = c->w.kv_pages,
                                    .backend = (td_backend_kind)c->w.backend,

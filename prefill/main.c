@@ -27,7 +27,8 @@ typedef struct {
     td_serve *serve;
     td_prefill_engine *engine;
     td_warm_up warm;
-    td_prompts *prompts; /* NULL: not ready */
+    const char *doing;   /* "starting", "warming-up", "serving" */
+    td_prompts *prompts; /* NULL: not serving */
     td_prefill_service service;
     td_prefill_report report;
     td_worker_service worker;
@@ -44,17 +45,14 @@ typedef struct {
 static void on_fatal(void *user, const td_err *err)
 {
     const daemon_state *d = user;
-    td_error("prefill.fatal", "while=%s why=\"%s\"",
-             d->prompts != NULL    ? "serving"
-             : d->warm.n_steps > 0 ? "warming-up"
-                                   : "starting",
-             err->text);
+    td_error("prefill.fatal", "while=%s why=\"%s\"", d->doing, err->text);
     /* A rank that failed cannot be trusted again; systemd starts a fresh process. Threads run: no
      * destructors. */
-    _exit(1);
+    const bool again = d->prompts != NULL || err->status == TD_UNSUPPORTED; /* a GPU may come yet */
+    _exit(again ? 1 : td_serve_exit_status(err->status));
 }
 
-static void begin_serving(daemon_state *d)
+static void open_prompts(daemon_state *d)
 {
     td_prompts_conf conf = {.loop = d->loop,
                             .engine = d->engine,
@@ -62,10 +60,12 @@ static void begin_serving(daemon_state *d)
                             .conf = &d->conf,
                             .incarnation = td_serve_incarnation(d->serve)};
     td_err err;
+    d->doing = "starting";
     if (td_prompts_create(&conf, &d->prompts, &err) != TD_OK) {
         on_fatal(d, &err);
         return;
     }
+    d->doing = "serving";
     d->service.prompts = d->prompts;
     d->report.prompts = d->prompts;
     if (d->draining)
@@ -83,10 +83,12 @@ static void on_engine_ready(void *user)
     td_err err;
     bool wanted = d->conf.warm_up == TD_WARM_UP_AUTO ? d->conf.w.backend == TD_BACKEND_CUDA
                                                      : d->conf.warm_up == TD_WARM_UP_ON;
-    if (!wanted || d->draining)
-        begin_serving(d);
-    else if (td_warm_up_begin(&d->warm, d->engine, d->conf.chunk, d->conf.w.kv_pages, &err) !=
-             TD_OK)
+    if (!wanted || d->draining) {
+        open_prompts(d);
+        return;
+    }
+    d->doing = "warming-up";
+    if (td_warm_up_begin(&d->warm, d->engine, d->conf.chunk, d->conf.w.kv_pages, &err) != TD_OK)
         on_fatal(d, &err);
 }
 
@@ -104,7 +106,7 @@ static void on_step_done(void *user, const td_step_result *results, uint32_t n)
     if (d->prompts != NULL)
         td_prompts_on_done(d->prompts, results, n);
     else if (td_warm_up_on_done(&d->warm))
-        begin_serving(d);
+        open_prompts(d);
 }
 
 static void before_metrics(void *user)
@@ -153,8 +155,8 @@ static void on_exit_now(void *user, bool drained)
     td_info("prefill.exit", "drained=%d active=%u", drained, active(d));
     td_rest_stop(&d->rest);
     if (d->prompts == NULL || td_prefill_engine_busy(d->engine))
-        _exit(drained ? 0 : 1); /* a step (or the boot) is under way on threads that cannot be
-                                   stopped; nothing of ours outlives the process */
+        _exit(drained ? 0 : 1); /* a step, or the boot with its warm-up, is under way on threads
+                                   that cannot be stopped; nothing of ours outlives the process */
     td_rpc_server_close(d->server, on_server_closed, d);
 }
 
@@ -220,6 +222,7 @@ static td_status boot(daemon_state *d, td_err *err)
                            .on_exit = on_exit_now,
                            .before_metrics = before_metrics,
                            .user = d};
+    d->doing = "starting";
     st = td_serve_open(&serve, &d->serve, err);
     td_prefill_engine_conf engine = {.loop = d->loop,
                                      .serve = d->serve,

@@ -44,8 +44,10 @@ static inline uint32_t td_worker_max_streams(const td_worker_conf *conf)
                       "feed the draft layer the states before the final norm, not after it"),      \
         TD_CONF_FIELD(strct, "kv-pages", m.kv_pages, U32, "1024", "4", "16777216",                 \
                       "pages of 64 tokens in the KV pool of each rank"),                           \
-        TD_CONF_FIELD(strct, "threads", m.threads, U32, "0", "0", "1024",                          \
-                      "CPU threads over all ranks; 0: as many as there are CPUs"),                 \
+        TD_CONF_FIELD(                                                                             \
+            strct, "threads", m.threads, U32, "0", "0", "1024",                                    \
+            "CPU threads over all ranks, with backend cuda those that read the weights; "          \
+            "0: by the CPUs there are"),                                                           \
         TD_CONF_FIELD(strct, "spin", m.spin_us, U32, "50", "0", "100000",                          \
                       "microseconds that a CPU rank spins for work before it sleeps"),             \
         TD_CONF_FIELD(strct, "max-requests", m.max_requests, U32, "64", "1", "4096",               \

@@ -163,10 +163,10 @@ static uint32_t next_to_check(td_engine *engine)
     return slot;
 }
 
-static void fail_device(td_engine *engine)
+static void fail_device(td_engine *engine, const char *what)
 {
     if (!engine->stage.failed)
-        td_error("xfer.device", "rank=%u why=\"checking pages failed\"", engine->config.rank);
+        td_error("xfer.device", "rank=%u why=\"%s failed\"", engine->config.rank, what);
     engine->stage.failed = 1; /* jobs end with it, see settle() in job.c */
 }
 
@@ -185,6 +185,8 @@ static void begin_check(td_engine *engine, td_check *check)
     engine->n_checking++;
     td_stream *stream = engine->check_stream;
     td_status st = td_device_flush_writes(config->device);
+    if (st != TD_OK)
+        fail_device(engine, "ordering a network device's writes before the GPU's reads");
     if (st == TD_OK)
         st = td_stream_write(stream, check->device_slots, check->slots,
                              check->n * sizeof(*check->slots));
@@ -196,7 +198,7 @@ static void begin_check(td_engine *engine, td_check *check)
     if (st == TD_OK)
         st = td_event_record(check->done, stream);
     if (st != TD_OK)
-        fail_device(engine);
+        fail_device(engine, "checking pages");
 }
 
 static unsigned end_check(td_engine *engine, td_check *check)
@@ -207,7 +209,7 @@ static unsigned end_check(td_engine *engine, td_check *check)
     if (st == TD_PENDING)
         return 0;
     if (st != TD_OK)
-        fail_device(engine);
+        fail_device(engine, "checking pages");
     for (uint32_t i = 0; i < n; i++) {
         td_get *get = &engine->gets[check->gets[i]];
         int is_live = get->live;

@@ -312,6 +312,8 @@ static void take_answer(td_engine *engine, td_link *link)
     link->n_unacked_bytes = 0;
     TD_SET(engine->link_shared[link->handle.slot].answer_ns, engine->now_ns - link->attempt_ns);
     enter(engine, link, TD_XFER_LINK_READY);
+    if (is_new && engine->is_direct && !link->is_direct)
+        td_warn("link.ring", "peer=%s why=\"neither cuda_ipc nor RDMA between us\"", link->peer);
     if (is_new)
         tell_up(engine, link, transport, fetcher);
 }

@@ -1,6 +1,7 @@
 /* comm.cu - the host's side of a group of ranks on GPUs, and the kernels of the collectives: each
  * reads the sources in rank order, so sums have the same bits on every rank.
- * Bound: the links between the GPUs, or memory where the ranks share one. Not measured yet. */
+ * Bound: the links between the GPUs, or memory where the ranks share one; measured as a part of
+ * what they serve (docs/kernels.md: prefill on two ranks, decode on two ranks). */
 #include "kernels/cuda/comm.cuh"
 
 #include "kernels/cuda/copy.cuh"

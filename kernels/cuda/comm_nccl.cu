@@ -17,6 +17,7 @@ extern "C" {
 
 #define LIBRARY "libnccl.so.2"
 #define OLDEST NCCL_VERSION(2, 18, 0) /* communicators that do not block; takes a newer config */
+#define SETTLE_STEP_NS (50 * TD_NS_PER_MS) /* no time between two looks counts for more */
 
 #define NCCL_MAP(X)                                                                                \
     X(GetVersion)                                                                                  \
@@ -102,12 +103,13 @@ static int refused(ncclResult_t r)
 /* Until NCCL has enqueued what it was asked for. */
 static ncclResult_t settle(const nccl_rank *me, ncclResult_t r, td_status *st)
 {
-    const int64_t end = td_now_ns() + me->group->deadline_ms * TD_NS_PER_MS;
+    const int64_t limit_ns = me->group->deadline_ms * TD_NS_PER_MS;
+    int64_t waited = 0, last = td_now_ns();
     *st = TD_OK;
     while (r == ncclInProgress) {
         if (td_cuda_guard_dead(me->group->c.guard))
             *st = TD_CANCELLED;
-        else if (td_now_ns() > end)
+        else if (waited > limit_ns)
             *st = TD_DEADLINE;
         if (*st < 0)
             return r;
@@ -115,6 +117,9 @@ static ncclResult_t settle(const nccl_rank *me, ncclResult_t r, td_status *st)
         const ncclResult_t asked = me->group->api.CommGetAsyncError(me->comm, &r);
         if (asked != ncclSuccess)
             r = asked;
+        const int64_t now = td_now_ns(); /* time in which the process was stopped does not count */
+        waited += now - last < SETTLE_STEP_NS ? now - last : SETTLE_STEP_NS;
+        last = now;
     }
     if (r != ncclSuccess)
         *st = TD_CUDA;
@@ -277,14 +282,14 @@ static td_status open_ranks(nccl_group *g, td_err *err)
     config.blocking = 0;
     td_status st = TD_OK;
     ncclResult_t r = g->api.GetUniqueId(&id);
-    if (r == ncclSuccess)
-        r = g->api.GroupStart();
-    for (uint32_t i = 0; i < n && !refused(r); i++) {
-        cudaSetDevice(g->c.gpus[i]);
-        r = g->api.CommInitRankConfig(&g->ranks[i].comm, (int)n, id, (int)i, &config);
+    if (r == ncclSuccess && (r = g->api.GroupStart()) == ncclSuccess) {
+        for (uint32_t i = 0; i < n && !refused(r); i++) {
+            cudaSetDevice(g->c.gpus[i]);
+            r = g->api.CommInitRankConfig(&g->ranks[i].comm, (int)n, id, (int)i, &config);
+        }
+        const ncclResult_t ended = g->api.GroupEnd(); /* in any case: it is this thread's */
+        r = refused(r) ? r : ended;
     }
-    if (!refused(r))
-        r = g->api.GroupEnd();
     for (uint32_t i = 0; i < n && st == TD_OK; i++) /* the group's answer is every rank's */
         r = settle(&g->ranks[i], r == ncclSuccess ? ncclInProgress : r, &st);
     return st == TD_OK ? TD_OK

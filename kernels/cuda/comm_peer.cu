@@ -259,9 +259,10 @@ static td_status open_rank(peer_group *g, uint32_t r, td_err *err)
         e = cudaEventCreateWithFlags(&me->done, cudaEventDisableTiming);
     if (e == cudaSuccess && !g->shared)
         e = open_turns(g, r);
-    return e == cudaSuccess ? TD_OK
-                            : td_fail(err, TD_CUDA, "GPU %d: making events: %s", g->c.gpus[r],
-                                      cudaGetErrorString(e));
+    return e == cudaSuccess
+               ? TD_OK
+               : td_fail(err, TD_CUDA, "GPU %d: events and memory of the collectives: %s",
+                         g->c.gpus[r], cudaGetErrorString(e));
 }
 
 /* Steps can be recorded: all know where the others' turns are, and streams may wait on the GPU. */

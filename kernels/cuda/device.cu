@@ -29,6 +29,7 @@ static td_stream *stream_of(td_device *device)
 
 static td_status failed(td_err *err, td_stream *s, const char *what, cudaError_t e)
 {
+    cudaGetLastError(); /* it is told here, and not the next launch's */
     return td_fail(err, e == cudaErrorMemoryAllocation ? TD_NOMEM : TD_CUDA, "GPU %d: %s: %s",
                    s->index, what, cudaGetErrorString(e));
 }
@@ -184,6 +185,7 @@ td_status td_cuda_keep(td_stream *s, const char *what, cudaError_t e)
 {
     if (e == cudaSuccess)
         return TD_OK;
+    cudaGetLastError(); /* it is kept here, and not the next launch's */
     if (s->error[0] == '\0')
         snprintf(s->error, sizeof(s->error), "%s: %s", what, cudaGetErrorString(e));
     return TD_CUDA;
@@ -240,7 +242,9 @@ static td_status alloc_host(td_device *device, size_t n_bytes, void **out, td_er
     if (e != cudaSuccess) {
         free(memory);
         cudaGetLastError();
-        return failed(err, s, "allocating page-locked memory", e);
+        return td_fail(err, e == cudaErrorMemoryAllocation ? TD_NOMEM : TD_CUDA,
+                       "GPU %d: %zu bytes of page-locked host memory: %s", s->index, size,
+                       cudaGetErrorString(e));
     }
     *out = memory;
     return TD_OK;
@@ -454,8 +458,17 @@ static const td_device_class cuda_class = {close_device,     alloc_memory,
 /* What there is, against what this build has code for. */
 static td_status check_device(uint32_t index, cudaDeviceProp *prop, td_err *err)
 {
-    int n = 0;
-    cudaError_t e = cudaGetDeviceCount(&n);
+    int n = 0, driver = 0; /* 0: there is none */
+    cudaError_t e = cudaDriverGetVersion(&driver);
+    if (e == cudaSuccess && driver / 1000 < CUDART_VERSION / 1000)
+        return td_fail(err, TD_UNSUPPORTED,
+                       "backend cuda: a driver for CUDA %d is needed, %s is there",
+                       CUDART_VERSION / 1000,
+                       driver == 0           ? "none"
+                       : driver / 1000 == 12 ? "one for CUDA 12"
+                                             : "an older one");
+    if (e == cudaSuccess)
+        e = cudaGetDeviceCount(&n);
     if (e != cudaSuccess || n == 0)
         return td_fail(err, TD_UNSUPPORTED, "backend cuda: no GPU can be used: %s",
                        e == cudaSuccess ? "none is visible" : cudaGetErrorString(e));
@@ -508,15 +521,35 @@ td_status td_cuda_device_open(uint32_t index, td_device **out, td_err *err)
 
 /* ---- for the operations ---- */
 
+/* Whole MiB, at least one; NULL: there is not so much. */
+static void *new_scratch(size_t n_bytes, size_t *room)
+{
+    void *ptr = NULL;
+    *room = (n_bytes + ((size_t)1 << 20)) >> 20 << 20;
+    if (cudaMalloc(&ptr, *room) == cudaSuccess)
+        return ptr;
+    cudaGetLastError(); /* it is not sticky */
+    return NULL;
+}
+
 void *td_cuda_scratch(td_stream *s, size_t n_bytes)
 {
     if (s->n_scratch > 0 && n_bytes <= s->scratch_bytes)
         return s->scratch[s->n_scratch - 1];
-    size_t room = n_bytes > 2 * s->scratch_bytes ? n_bytes : 2 * s->scratch_bytes;
+    /* At least twice as much each time, for the older ones stay; and an eighth more, so that a step
+     * of some rows more than the largest so far needs no other. */
+    const size_t twice = 2 * s->scratch_bytes, wish = n_bytes > twice ? n_bytes : twice;
+    size_t room = 0;
     void *ptr = NULL;
-    room = (room + ((size_t)1 << 20)) >> 20 << 20; /* at least one, also for no bytes at all */
-    if (s->n_scratch == TD_CUDA_MAX_SCRATCH || cudaMalloc(&ptr, room) != cudaSuccess) {
-        cudaGetLastError();
+    if (s->n_scratch < TD_CUDA_MAX_SCRATCH && (ptr = new_scratch(wish + wish / 8, &room)) == NULL)
+        ptr = new_scratch(n_bytes, &room);
+    if (ptr == NULL) {
+        size_t available = 0, total = 0;
+        cudaMemGetInfo(&available, &total);
+        if (s->error[0] == '\0')
+            snprintf(s->error, sizeof(s->error),
+                     "no memory for %zu bytes of scratch: %zu of %zu are free", n_bytes, available,
+                     total);
         return NULL;
     }
     s->scratch[s->n_scratch++] = ptr;
@@ -543,7 +576,7 @@ td_status td_cuda_allow_shared(td_stream *s, const void *kernel, size_t n_bytes,
 {
     cudaFuncAttributes now;
     int most = 0;
-    if (n_bytes <= 48 << 10)
+    if (n_bytes <= 47 << 10) /* what is given unasked, less what kernels have besides */
         return TD_OK;
     td_status st = td_cuda_keep(s, op, cudaFuncGetAttributes(&now, kernel));
     if (st < 0 || (size_t)now.maxDynamicSharedSizeBytes >= n_bytes)

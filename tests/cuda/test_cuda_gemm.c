@@ -104,7 +104,7 @@ static void run_gpu(ct_gpu *g, problem *p, int rows)
 /* In batches of `rows` the result is p->want's. */
 static void run_in_batches(ct_gpu *g, problem *p, int rows)
 {
-    if (!ct_in_batches(p->a.M, rows))
+    if (!ct_may_batch(p->a.M, rows))
         return;
     run_gpu(g, p, rows);
     kt_out_same(&p->want, &p->got);

@@ -1,6 +1,7 @@
 /* The prefill daemons behind a decode daemon: greeting, loss, restart, leases. */
 #include "decode/peer.h"
 #include "tests/td_loop_test.h"
+#include "tests/td_port_test.h"
 
 #include "common/base/clock.h"
 #include "common/serve/fingerprint.h"
@@ -46,6 +47,7 @@ typedef struct {
     td_rpc_server *server;
     td_rpc_method methods[3];
     uint16_t port; /* kept over restarts */
+    int port_fd;   /* td_test_hold_port()'s */
     char address[32], incarnation[17];
     uint32_t ranks, lease_ms, n_greetings, n_releases, n_renewals;
     const char *other_field; /* NULL: the fingerprint is ours */
@@ -146,9 +148,10 @@ static void fake_start(fake *f, const char *incarnation)
                                         .user = f};
     snprintf(f->incarnation, sizeof(f->incarnation), "%s", incarnation);
     TD_EQ(TD_OK, td_addr_parse("127.0.0.1:0", &conf.listen, &err));
+    if (f->port == 0)
+        f->port_fd = td_test_hold_port(&f->port);
     conf.listen.port = f->port;
     TD_EQ(TD_OK, td_rpc_server_open(f->loop, &conf, &f->server, &err));
-    f->port = td_rpc_server_port(f->server);
     snprintf(f->address, sizeof(f->address), "127.0.0.1:%u", f->port);
 }
 
@@ -253,6 +256,7 @@ static void world_close(world *w)
     TD_EQ(0, xfer.n_open);
     if (w->prefill.server != NULL)
         fake_kill(w);
+    close(w->prefill.port_fd);
     td_timer_stop(&w->patience);
     td_loop_destroy(w->loop);
 }

@@ -287,7 +287,11 @@ def flip_free_byte(daemon):
         for begin, end in ((int(x, 16) for x in span.split("-")) for span in spans):
             for at in range(begin, end if end - begin <= largest else begin, step):
                 memory.seek(at)
-                if memory.read(len(poison)) == poison:
+                try:
+                    found = memory.read(len(poison)) == poison
+                except OSError:  # the span is gone
+                    break
+                if found:
                     memory.seek(at + 100)
                     memory.write(b"\0")
                     return

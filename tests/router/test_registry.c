@@ -81,8 +81,8 @@ TEST(a_killed_worker_is_lost_at_once_and_back_under_a_new_incarnation)
     int64_t since = td_now_ns();
     fake_kill(f);
     RUN_UNTIL(&w, !worker->reachable);
-    TD_TRUE(td_now_ns() - since < 140 * TD_NS_PER_MS);
-    TD_TRUE(worker->why[0] != '\0');
+    TD_TRUE(td_now_ns() - since < 2 * TD_NS_PER_S);
+    TD_TRUE(worker->why[0] != '\0' && strstr(worker->why, "no heartbeat") == NULL);
     world_run_ms(&w, 300);
     fake_start(f);
     since = td_now_ns();

@@ -1,4 +1,5 @@
 #include "tests/router/world.h"
+#include "tests/td_port_test.h"
 
 #include "common/serve/message.h"
 #include "proto/tandem/v1/worker.pb-c.h"
@@ -153,9 +154,10 @@ void fake_start(fake_worker *f)
                                     on_generate_cancelled,
                                     f};
     td_addr_parse("127.0.0.1:0", &conf.listen, &err);
+    if (f->port == 0)
+        f->port_fd = td_test_hold_port(&f->port);
     conf.listen.port = f->port;
     TD_EQ(TD_OK, td_rpc_server_open(f->world->loop, &conf, &f->server, &err));
-    f->port = td_rpc_server_port(f->server);
     snprintf(f->address, sizeof(f->address), "127.0.0.1:%u", f->port);
     snprintf(f->incarnation, sizeof(f->incarnation), "%08x%08x",
              (unsigned)(f - f->world->workers) & 0xff, ++f->n_restarts & 0xff);
@@ -426,6 +428,8 @@ void world_close(world *w)
         if (w->workers[i].server != NULL)
             td_rpc_server_close(w->workers[i].server, on_fake_closed, &w->workers[i]);
     RUN_UNTIL(w, w->n_open == 0);
+    for (uint32_t i = 0; i < w->n_workers; i++)
+        close(w->workers[i].port_fd);
     td_timer_stop(&w->patience);
     td_dispatch_destroy(w->dispatch);
     td_reflection_destroy(w->reflection);

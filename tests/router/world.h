@@ -35,6 +35,7 @@ struct fake_worker {
     td_rpc_server *server; /* NULL: killed */
     char address[64];
     uint16_t port; /* kept over restarts */
+    int port_fd;   /* td_test_hold_port()'s */
     char incarnation[17];
     /* what its heartbeats say; read at each */
     const char *state, *says_role; /* says_role NULL: its own */

@@ -54,7 +54,7 @@ static const td_conf_field fields[] = {
     F("dump-layers", dump_layers, BOOL, "false", NULL, NULL,
       "also write every layer's output and selected positions"),
     F("threads", threads, U32, "0", "0", "1024",
-      "CPU threads over all ranks; 0: as many as there are CPUs"),
+      "CPU threads over all ranks, with backend cuda those that read the weights; 0: by the CPUs"),
 };
 
 static const td_conf_spec spec = {

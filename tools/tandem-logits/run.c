@@ -45,6 +45,7 @@ td_rank_options td_logits_rank_options(const td_logits_options *o, const td_chec
                              .moe = o->moe,
                              .n_ranks = o->n_ranks,
                              .n_threads = td_rank_threads(o->n_threads, o->n_ranks),
+                             .load_threads = td_rank_load_threads(o->n_threads, o->n_ranks),
                              .spin_us = SPIN_US,
                              .n_pages = n_pages,
                              .backend = o->backend,

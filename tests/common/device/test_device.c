@@ -122,7 +122,7 @@ TEST(idle_helpers_use_no_cpu)
     td_sleep_ms(300);
     clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &after);
     int64_t used_ns = (after.tv_sec - before.tv_sec) * TD_NS_PER_S + after.tv_nsec - before.tv_nsec;
-    TD_TRUE(used_ns < 5 * TD_NS_PER_MS);
+    TD_TRUE(used_ns < 50 * TD_NS_PER_MS); /* one that spins would use 300 */
     td_device_close(device);
 }
 

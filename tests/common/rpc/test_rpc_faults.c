@@ -1,5 +1,6 @@
 /* Peers that die, stop, restart or shut down, and owners that close. */
 #include "tests/common/rpc/fixture.h"
+#include "tests/td_port_test.h"
 
 #include <arpa/inet.h>
 #include <netinet/in.h>
@@ -167,8 +168,9 @@ TEST(a_loop_that_was_stopped_itself_does_not_blame_its_peers)
 
 TEST(a_killed_peer_ends_its_calls_at_once_and_a_restarted_one_serves_again)
 {
-    child c = child_start(0);
-    uint16_t port = c.port;
+    uint16_t port;
+    int port_fd = td_test_hold_port(&port);
+    child c = child_start(port);
     fixture f;
     states s;
     answer a, b;
@@ -196,6 +198,7 @@ TEST(a_killed_peer_ends_its_calls_at_once_and_a_restarted_one_serves_again)
     fixture_run_until(&f, is_ready, &s);
     TD_EQ(TD_GRPC_OK, ask(&f, "/test.Echo/Unary", "x", 1, &b));
     child_end(&c);
+    close(port_fd);
     fixture_close(&f);
 }
 

@@ -269,7 +269,7 @@ TEST(a_stream_may_be_silent_between_messages_but_not_within_one)
     raw_server s;
     raw_client c;
     raw_answer a;
-    td_rpc_server_conf conf = {.request_ms = 400};
+    td_rpc_server_conf conf = {.request_ms = 1500};
     open_both(&s, &c, &conf);
     raw_hello(&c);
     raw_request(&c, 1, 0, "/test.Echo/Swallow", NULL, 0);
@@ -277,9 +277,9 @@ TEST(a_stream_may_be_silent_between_messages_but_not_within_one)
     for (int i = 0; i < 3; i++) {
         raw_message(&c, 1, 0, 0, "x", 1);
         raw_frame(&c, NGHTTP2_DATA, 0, 1, "\0\0\0", 3); /* the next one begins ... */
-        td_sleep_ms(250);
+        td_sleep_ms(500);
         raw_frame(&c, NGHTTP2_DATA, 0, 1, "\0\1y", 3); /* ... and ends in time */
-        td_sleep_ms(250);
+        td_sleep_ms(i == 0 ? 1600 : 50);
     }
     raw_frame(&c, NGHTTP2_DATA, 0, 3, "\0\0\0\0\7abc", 8);
     raw_read_answer(&c, 3, &a, 5000);
