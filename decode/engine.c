@@ -395,22 +395,20 @@ td_status td_decode_engine_open(const td_decode_engine_conf *conf, td_decode_eng
     td_status st = open_model(e, err);
     if (st == TD_OK)
         st = open_tables(e, err);
-    e->options =
-        (td_rank_options){.ckpt = e->ckpt,
-                          .config = &e->config,
-                          .layout = &e->layout,
-                          .precise = w->precise,
-                          .poison = w->debug_poison,
-                          .moe = TD_MOE_FUSED,
-                          .tensor = conf->conf->ranks > 1,
-                          .n_ranks = conf->conf->ranks,
-                          .n_threads = td_rank_threads(w->threads, conf->conf->ranks),
-                          .load_threads = td_rank_load_threads(w->threads, conf->conf->ranks),
-                          .spin_us = w->spin_us,
-                          .n_pages = w->kv_pages,
-                          .backend = (td_backend_kind)w->backend,
-                          .gpu = w->gpu,
-                          .ranks_per_gpu = conf->conf->ranks_per_gpu};
+    e->options = (td_rank_options){.ckpt = e->ckpt,
+                                   .config = &e->config,
+                                   .layout = &e->layout,
+                                   .precise = w->precise,
+                                   .poison = w->debug_poison,
+                                   .moe = TD_MOE_FUSED,
+                                   .tensor = conf->conf->ranks > 1,
+                                   .n_ranks = conf->conf->ranks,
+                                   .spin_us = w->spin_us,
+                                   .n_pages = w->kv_pages,
+                                   .backend = (td_backend_kind)w->backend,
+                                   .gpu = w->gpu,
+                                   .ranks_per_gpu = conf->conf->ranks_per_gpu};
+    td_rank_set_threads(&e->options, w->threads);
     e->progress = td_serve_add_engine(conf->serve, "decode");
     if (st == TD_OK && pthread_create(&e->thread, NULL, engine_main, e) != 0)
         st = td_fail(err, TD_INTERNAL, "decode engine: no thread");

@@ -51,8 +51,7 @@ static void on_fatal(void *user, const td_err *err)
     td_error("decode.fatal", "while=%s why=\"%s\"", serving ? "serving" : "starting", err->text);
     /* An engine that failed cannot be trusted again; systemd starts a fresh process. Threads run:
      * no destructors. */
-    const bool again = serving || err->status == TD_UNSUPPORTED; /* a GPU may come yet */
-    _exit(again ? 1 : td_serve_exit_status(err->status));
+    _exit(td_serve_fatal_status(serving, err->status));
 }
 
 /* ---- transfer events ---- */

@@ -136,7 +136,8 @@ uint32_t td_rank_threads(uint32_t n_threads, uint32_t n_ranks)
     return n_threads > n_ranks ? n_threads / n_ranks : 1;
 }
 
-uint32_t td_rank_load_threads(uint32_t n_threads, uint32_t n_ranks)
+void td_rank_set_threads(td_rank_options *o, uint32_t n_threads)
 {
-    return n_threads == 0 ? 0 : td_rank_threads(n_threads, n_ranks);
+    o->n_threads = td_rank_threads(n_threads, o->n_ranks);
+    o->load_threads = n_threads == 0 ? 0 : o->n_threads;
 }

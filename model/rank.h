@@ -56,6 +56,7 @@ td_status td_rank_page_crc(void *rank, td_stream *stream, const int32_t *pages, 
 /* Threads of each of n ranks when n_threads (0: all CPUs of this process) serve all of them; at
  * least 1. */
 uint32_t td_rank_threads(uint32_t n_threads, uint32_t n_ranks);
-/* td_rank_options.load_threads for the same knob: 0 stays 0. */
-uint32_t td_rank_load_threads(uint32_t n_threads, uint32_t n_ranks);
+/* n_threads and load_threads of a rank of n_ranks (set before) for a knob of all ranks; 0: by the
+ * CPUs there are. */
+void td_rank_set_threads(td_rank_options *options, uint32_t n_threads);
 #endif

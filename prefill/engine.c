@@ -304,13 +304,12 @@ static td_status start_rank(td_prefill_engine *e, uint32_t r, td_err *err)
                                    .moe = (td_moe_mode)c->moe,
                                    .rank = r,
                                    .n_ranks = e->n_ranks,
-                                   .n_threads = td_rank_threads(c->w.threads, e->n_ranks),
-                                   .load_threads = td_rank_load_threads(c->w.threads, e->n_ranks),
                                    .spin_us = c->w.spin_us,
                                    .n_pages = c->w.kv_pages,
                                    .backend = (td_backend_kind)c->w.backend,
                                    .gpu = c->w.gpu,
                                    .ranks_per_gpu = c->ranks_per_gpu};
+    td_rank_set_threads(&t->options, c->w.threads);
     t->model_dir = c->w.model;
     t->split = (td_cp_split)c->split;
     t->draft_prenorm = c->w.draft_prenorm;

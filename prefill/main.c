@@ -27,7 +27,6 @@ typedef struct {
     td_serve *serve;
     td_prefill_engine *engine;
     td_warm_up warm;
-    const char *doing;   /* "starting", "warming-up", "serving" */
     td_prompts *prompts; /* NULL: not serving */
     td_prefill_service service;
     td_prefill_report report;
@@ -45,11 +44,12 @@ typedef struct {
 static void on_fatal(void *user, const td_err *err)
 {
     const daemon_state *d = user;
-    td_error("prefill.fatal", "while=%s why=\"%s\"", d->doing, err->text);
+    const bool serving = d->prompts != NULL;
+    const char *doing = serving ? "serving" : td_warm_up_runs(&d->warm) ? "warming-up" : "starting";
+    td_error("prefill.fatal", "while=%s why=\"%s\"", doing, err->text);
     /* A rank that failed cannot be trusted again; systemd starts a fresh process. Threads run: no
      * destructors. */
-    const bool again = d->prompts != NULL || err->status == TD_UNSUPPORTED; /* a GPU may come yet */
-    _exit(again ? 1 : td_serve_exit_status(err->status));
+    _exit(td_serve_fatal_status(serving, err->status));
 }
 
 static void open_prompts(daemon_state *d)
@@ -60,12 +60,10 @@ static void open_prompts(daemon_state *d)
                             .conf = &d->conf,
                             .incarnation = td_serve_incarnation(d->serve)};
     td_err err;
-    d->doing = "starting";
     if (td_prompts_create(&conf, &d->prompts, &err) != TD_OK) {
         on_fatal(d, &err);
         return;
     }
-    d->doing = "serving";
     d->service.prompts = d->prompts;
     d->report.prompts = d->prompts;
     if (d->draining)
@@ -87,7 +85,6 @@ static void on_engine_ready(void *user)
         open_prompts(d);
         return;
     }
-    d->doing = "warming-up";
     if (td_warm_up_begin(&d->warm, d->engine, d->conf.chunk, d->conf.w.kv_pages, &err) != TD_OK)
         on_fatal(d, &err);
 }
@@ -222,7 +219,6 @@ static td_status boot(daemon_state *d, td_err *err)
                            .on_exit = on_exit_now,
                            .before_metrics = before_metrics,
                            .user = d};
-    d->doing = "starting";
     st = td_serve_open(&serve, &d->serve, err);
     td_prefill_engine_conf engine = {.loop = d->loop,
                                      .serve = d->serve,

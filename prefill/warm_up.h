@@ -26,6 +26,10 @@ int32_t td_warm_up_tokens(uint32_t chunk, int32_t topk, uint32_t n_pages, int32_
  * first step. TD_NOMEM: nothing has begun. */
 td_status td_warm_up_begin(td_warm_up *warm, td_prefill_engine *engine, uint32_t chunk,
                            uint32_t n_pages, td_err *err);
+static inline bool td_warm_up_runs(const td_warm_up *warm) /* zeroed: no */
+{
+    return warm->tokens != NULL;
+}
 /* The step that was begun is over. True: it was the last, its pages are free again, and `warm`
  * holds nothing any more; false: the next one has begun. */
 bool td_warm_up_on_done(td_warm_up *warm);

@@ -411,6 +411,11 @@ int td_serve_exit_status(td_status why)
     }
 }
 
+int td_serve_fatal_status(bool serving, td_status why)
+{
+    return serving || why == TD_UNSUPPORTED ? 1 : td_serve_exit_status(why);
+}
+
 double td_serve_uptime_s(const td_serve *serve)
 {
     return (double)(td_now_ns() - serve->started_ns) * 1e-9;

@@ -48,6 +48,9 @@ void td_serve_status(td_serve *serve, const char *fmt, ...) __attribute__((forma
 /* What a daemon exits with when it cannot start: 2 where only another configuration or checkpoint
  * helps (its unit does not restart that), 1 where the next try may go better. */
 int td_serve_exit_status(td_status why);
+/* What a worker exits with when its engine failed: the same while it starts, but 1 for a GPU that
+ * cannot be used, which may come yet; 1 when it has served. */
+int td_serve_fatal_status(bool serving, td_status why);
 
 td_serve_state td_serve_get_state(const td_serve *serve);
 const char *td_serve_state_name(td_serve_state state);   /* "starting", "ready", "draining" */

@@ -185,8 +185,8 @@ static void begin_check(td_engine *engine, td_check *check)
     engine->n_checking++;
     td_stream *stream = engine->check_stream;
     td_status st = td_device_flush_writes(config->device);
-    if (st != TD_OK)
-        fail_device(engine, "ordering a network device's writes before the GPU's reads");
+    const char *what = st == TD_OK ? "checking pages"
+                                   : "ordering a network device's writes before the GPU's reads";
     if (st == TD_OK)
         st = td_stream_write(stream, check->device_slots, check->slots,
                              check->n * sizeof(*check->slots));
@@ -198,7 +198,7 @@ static void begin_check(td_engine *engine, td_check *check)
     if (st == TD_OK)
         st = td_event_record(check->done, stream);
     if (st != TD_OK)
-        fail_device(engine, "checking pages");
+        fail_device(engine, what);
 }
 
 static unsigned end_check(td_engine *engine, td_check *check)

@@ -5,6 +5,7 @@
  * a time, which test_cuda_gemm.c and test_cuda_rows.c hold against the references. */
 #include "kernels/moe_experts/moe_experts.h"
 #include "tests/cuda/cuda_test.h"
+#include "tests/kernels/moe_exact.h"
 
 TD_TEST_MAIN
 
@@ -284,39 +285,13 @@ TEST(moe_experts_without_experts_or_width_gives_zeros)
 
 /* ---- against the reference ---- */
 
-typedef struct { /* on the host; h.a.y is want's */
+typedef struct { /* on the host; a.y is want's */
     td_moe_experts_args a;
     void *x, *gate, *up, *down;
     float *xs, *gate_s, *up_s, *down_s, *weights;
     int32_t *ids;
     kt_out want, got;
 } exact;
-
-static void *integers(kt_rng *rng, size_t n, td_dtype dtype)
-{
-    void *x = kt_alloc(n * td_dtype_bytes(dtype));
-    for (size_t i = 0; i < n; i++) {
-        const float f = (float)kt_int(rng, -2, 2);
-        if (dtype == TD_F32)
-            ((float *)x)[i] = f;
-        else if (dtype == TD_BF16)
-            ((td_bf16 *)x)[i] = td_f32_to_bf16(f);
-        else
-            ((uint8_t *)x)[i] = td_f32_to_e4m3(f);
-    }
-    return x;
-}
-
-/* NULL where there are none. */
-static float *powers(kt_rng *rng, size_t n, td_dtype dtype)
-{
-    if (dtype != TD_E4M3)
-        return NULL;
-    float *s = kt_alloc(n * 4);
-    for (size_t i = 0; i < n; i++)
-        s[i] = kt_int(rng, 0, 1) ? 0.125f : 0.0625f;
-    return s;
-}
 
 static exact make_exact(kt_rng *rng, td_dtype dtype, int all_on_one)
 {
@@ -331,14 +306,16 @@ static exact make_exact(kt_rng *rng, td_dtype dtype, int all_on_one)
     const size_t T = (size_t)a->T, D = (size_t)a->D, I = (size_t)a->I, n = T * (size_t)a->K;
     const size_t E = (size_t)(a->expert_hi - a->expert_lo);
     const size_t gd = (size_t)td_ceil_div(a->D, 128), gi = (size_t)td_ceil_div(a->I, 128);
-    a->x = p.x = integers(rng, T * D, dtype);
-    a->gate = p.gate = integers(rng, E * I * D, dtype);
-    a->up = p.up = integers(rng, E * I * D, dtype);
-    a->down = p.down = integers(rng, E * I * D, dtype);
-    a->xs = p.xs = powers(rng, T * gd, dtype);
-    a->gate_s = p.gate_s = powers(rng, E * gi * gd, dtype);
-    a->up_s = p.up_s = powers(rng, E * gi * gd, dtype);
-    a->down_s = p.down_s = powers(rng, E * gi * gd, dtype);
+    a->x = p.x = kt_moe_integers(rng, T * D, dtype);
+    a->gate = p.gate = kt_moe_integers(rng, E * I * D, dtype);
+    a->up = p.up = kt_moe_integers(rng, E * I * D, dtype);
+    a->down = p.down = kt_moe_integers(rng, E * I * D, dtype);
+    if (dtype == TD_E4M3) {
+        a->xs = p.xs = kt_moe_powers(rng, T * gd);
+        a->gate_s = p.gate_s = kt_moe_powers(rng, E * gi * gd);
+        a->up_s = p.up_s = kt_moe_powers(rng, E * gi * gd);
+        a->down_s = p.down_s = kt_moe_powers(rng, E * gi * gd);
+    }
     a->ids = p.ids = kt_alloc(n * 4);
     a->weights = p.weights = kt_alloc(n * 4);
     for (size_t i = 0; i < n; i++) {
@@ -374,43 +351,6 @@ static void run_exact(ct_gpu *g, exact *p)
     ct_clear(g);
 }
 
-/* sum |weight h down| for [t, d], from above: |silu(g) u| <= |g u|, which quantising raises by at
- * most 1/16. */
-static double magnitude(const exact *p, int t, int d)
-{
-    const td_moe_experts_args *a = &p->a;
-    const int gd = td_ceil_div(a->D, 128), gi = td_ceil_div(a->I, 128);
-    double sum = 0;
-    for (int k = 0; k < a->K; k++) {
-        const int e = p->ids[t * a->K + k] - a->expert_lo;
-        if (e < 0 || e >= a->expert_hi - a->expert_lo)
-            continue;
-        for (int i = 0; i < a->I; i++) {
-            const size_t row = (size_t)(e * a->I + i) * (size_t)a->D;
-            const int scale = (e * gi + i / 128) * gd;
-            double gate = 0, up = 0;
-            for (int c = 0; c < a->D; c++) {
-                double x = (double)kt_get(p->x, (size_t)(t * a->D + c), a->dtype);
-                double wg = (double)kt_get(p->gate, row + (size_t)c, a->dtype);
-                double wu = (double)kt_get(p->up, row + (size_t)c, a->dtype);
-                if (a->dtype == TD_E4M3) {
-                    x *= (double)p->xs[t * gd + c / 128];
-                    wg *= (double)p->gate_s[scale + c / 128];
-                    wu *= (double)p->up_s[scale + c / 128];
-                }
-                gate += x * wg;
-                up += x * wu;
-            }
-            double down = (double)kt_get(p->down, (size_t)(e * a->D + d) * (size_t)a->I + (size_t)i,
-                                         a->dtype);
-            if (a->dtype == TD_E4M3)
-                down *= (double)p->down_s[(e * gd + d / 128) * gi + i / 128];
-            sum += (double)p->weights[t * a->K + k] * 1.07 * fabs(gate * up * down);
-        }
-    }
-    return sum;
-}
-
 TEST(moe_experts_of_integers_is_the_reference_within_rounding)
 {
     kt_rng rng = kt_seeded();
@@ -425,7 +365,7 @@ TEST(moe_experts_of_integers_is_the_reference_within_rounding)
             const int t = kt_int(&rng, 0, p.a.T - 1), d = kt_int(&rng, 0, p.a.D - 1);
             const double x = (double)p.a.y[t * p.a.D + d], y = (double)got[t * p.a.D + d];
             /* the bound is dear: first see whether it is needed */
-            if (x != y && !(fabs(x - y) <= steps * 0x1p-24 * magnitude(&p, t, d))) {
+            if (x != y && !(fabs(x - y) <= steps * 0x1p-24 * kt_moe_magnitude(&p.a, t, d))) {
                 printf("dtype %d: [%d, %d] is %.9g, reference %.9g\n", p.a.dtype, t, d, y, x);
                 TD_TRUE(0);
             }

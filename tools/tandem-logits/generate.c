@@ -65,8 +65,7 @@ static td_rank_options rank_options(const td_continuation *c, const td_model_con
     o.tensor = n > 1;
     o.rank = index;
     o.n_ranks = n;
-    o.n_threads = td_rank_threads(c->o->n_threads, n);
-    o.load_threads = td_rank_load_threads(c->o->n_threads, n);
+    td_rank_set_threads(&o, c->o->n_threads);
     return o;
 }
 

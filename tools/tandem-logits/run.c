@@ -38,19 +38,19 @@ td_rank_options td_logits_rank_options(const td_logits_options *o, const td_chec
                                        const td_model_config *config, const td_kv_layout *layout,
                                        uint32_t n_pages)
 {
-    return (td_rank_options){.ckpt = ckpt,
+    td_rank_options ranks = {.ckpt = ckpt,
                              .config = config,
                              .layout = layout,
                              .precise = o->precise,
                              .moe = o->moe,
                              .n_ranks = o->n_ranks,
-                             .n_threads = td_rank_threads(o->n_threads, o->n_ranks),
-                             .load_threads = td_rank_load_threads(o->n_threads, o->n_ranks),
                              .spin_us = SPIN_US,
                              .n_pages = n_pages,
                              .backend = o->backend,
                              .gpu = o->gpu,
                              .ranks_per_gpu = o->ranks_per_gpu};
+    td_rank_set_threads(&ranks, o->n_threads);
+    return ranks;
 }
 
 td_engine_config td_logits_engine(const td_logits_options *o, const td_kv_layout *layout,

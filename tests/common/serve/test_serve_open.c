@@ -51,6 +51,9 @@ TEST(only_what_another_configuration_mends_ends_with_2)
     TD_EQ(2, td_serve_exit_status(TD_INVALID));
     TD_EQ(1, td_serve_exit_status(TD_IO)); /* an address that is taken may be free soon */
     TD_EQ(1, td_serve_exit_status(TD_NOMEM));
+    TD_EQ(2, td_serve_fatal_status(false, TD_CONFIG));
+    TD_EQ(1, td_serve_fatal_status(true, TD_CONFIG));
+    TD_EQ(1, td_serve_fatal_status(false, TD_UNSUPPORTED)); /* a GPU may come yet */
 }
 
 TEST(a_taken_admin_port_is_refused_with_the_address)
