@@ -104,4 +104,13 @@ __device__ inline void td_ldmatrix_x4_trans(uint32_t r[4], const void *row)
                  : "r"((uint32_t)__cvta_generic_to_shared(row))
                  : "memory");
 }
+
+/* An 8 x 8 matrix of 16-bit elements that the warp holds (row lane / 4, elements 2 (lane % 4) and
+ * the next), transposed. */
+__device__ inline uint32_t td_transpose_8x8(uint32_t pair)
+{
+    uint32_t turned;
+    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(turned) : "r"(pair));
+    return turned;
+}
 #endif

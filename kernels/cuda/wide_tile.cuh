@@ -310,24 +310,6 @@ __device__ inline void td_wide_block(const td_wide_shared &sh, uint32_t g, uint3
         td_wide_sum<N>(sh, g, 0, h.d[0], h.acc[0]);
 }
 
-/* Elements `row` and row + 8 of a token's, of which n_rows exist. */
-__device__ inline void td_wide_put(td_bf16 *y, int row, int n_rows, int, float v, float v8)
-{
-    const uint32_t both = td_bf16_pair(v, v8);
-    if (row < n_rows)
-        y[row] = (td_bf16)both;
-    if (row + 8 < n_rows)
-        y[row + 8] = (td_bf16)(both >> 16);
-}
-
-__device__ inline void td_wide_put(float *y, int row, int n_rows, int add, float v, float v8)
-{
-    if (row < n_rows)
-        y[row] = add ? y[row] + v : v;
-    if (row + 8 < n_rows)
-        y[row + 8] = add ? y[row + 8] + v8 : v8;
-}
-
 template <int WIDTH, typename Job>
 __device__ inline void td_wide_store(const Job &job, int tile, const td_wide_held<WIDTH> &h)
 {
@@ -342,8 +324,8 @@ __device__ inline void td_wide_store(const Job &job, int tile, const td_wide_hel
             for (int c = 0; c < 2; c++) {
                 auto *y = out.token(half * H::N + 2 * i + (int)threadIdx.x % 4 * 2 + c);
                 if (y != NULL)
-                    td_wide_put(y, row, out.n_rows, out.add, h.acc[half][i + c],
-                                h.acc[half][i + c + 2]);
+                    td_wgmma_put(y, row, out.n_rows, out.add, h.acc[half][i + c],
+                                 h.acc[half][i + c + 2]);
             }
 }
 

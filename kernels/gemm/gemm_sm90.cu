@@ -1,9 +1,13 @@
 /* gemm_sm90.cu - e4m3: few rows: a block per tile of 8 to 32 rows of x and 16 to 64 of w on wgmma,
  * see exact_tile.cuh, or with K's blocks spread over warpgroups and blocks, the same sums, see
- * exact_few.cuh; more: tiles of 32 to 128 rows of x and 128 of w, see wide_tile.cuh. bf16: a tile
- * of 64 (16 for few rows) x 64, see tile.cuh, by a cluster of 1 to 8 blocks: where N is small K is
- * split between them, by N and K alone, and the parts are added in their order, so that a row's
- * bits are the same in any batch. f32, the generic path: a block per tile, K in one. */
+ * exact_few.cuh; more: tiles of 32 to 128 rows of x and 128 of w, see wide_tile.cuh. bf16: tiles
+ * of 8 to 64 rows of x and 64 of w, see bf16_tile.cuh, by a cluster of 1 to 8 blocks: where N is
+ * small K is split between them, by N and K alone, and the parts are added in their order, so that
+ * a row's bits are the same in any batch; many rows of x: tiles of 64 to 192 and 128 of w, in which
+ * the parts follow each other, see bf16_wide.cuh. f32, the generic path: a block per tile, K in
+ * one.
+ */
+#include "kernels/cuda/bf16_wide.cuh"
 #include "kernels/cuda/cluster.cuh"
 #include "kernels/cuda/exact_few.cuh"
 #include "kernels/cuda/wide_tile.cuh"
@@ -15,7 +19,7 @@ extern "C" {
 #define MAX_SHARED (227 << 10) /* of a block */
 #define MAX_FEW_BLOCKS 256     /* of K, for products of few tokens */
 #define LONG_FEW_BLOCKS 32     /* so many are worth their warpgroups where every SM has tiles */
-#define WIDE_ROWS 33           /* and more: wide tiles */
+#define WIDE_ROWS 33           /* and more: wide tiles, of bf16 if there are enough of them */
 
 /* The tile's rows of x: first .. first + n - 1 of M. */
 __device__ static void number_rows(int32_t *index, int n, int first, int M)
@@ -51,60 +55,6 @@ __device__ static td_tile_args tile_of(const td_gemm_args &a, int n0, const int3
     return t;
 }
 
-#define PART_ROW (TD_TILE_N + 8) /* floats: free of conflicts */
-
-/* The parts of the cluster's blocks in their order; each block stores some of the tile's elements.
- * part: [BM][PART_ROW], the block's own, in dynamic shared memory. */
-template <int BM>
-__device__ static void store_parts(const float *part, int n_parts, const gemm_store &store)
-{
-    const int n_each = BM * TD_TILE_N / n_parts, first = td_cluster_rank() * n_each;
-    td_cluster_sync();
-    for (int i = first + (int)threadIdx.x; i < first + n_each; i += TD_TILE_THREADS) {
-        const int row = i / TD_TILE_N, col = i % TD_TILE_N;
-        float v[TD_CLUSTER_MAX];
-#pragma unroll
-        for (int p = 0; p < TD_CLUSTER_MAX; p++)
-            v[p] = p < n_parts ? td_cluster_peer(part, p)[row * PART_ROW + col] : 0.0f;
-        float sum = v[0];
-#pragma unroll
-        for (int p = 1; p < TD_CLUSTER_MAX; p++)
-            sum = p < n_parts ? sum + v[p] : sum;
-        store(row, col, sum);
-    }
-    td_cluster_sync(); /* nobody reads this block's part any more */
-}
-
-template <int BM, bool ALIGNED, int STAGES>
-__global__ void __launch_bounds__(TD_TILE_THREADS)
-    gemm_bf16_kernel(td_gemm_args a, int m_tiles, int n_parts)
-{
-    extern __shared__ __align__(16) unsigned char shared[];
-    typedef td_tile_warps<BM> W;
-    static_assert(BM * PART_ROW * sizeof(float) <=
-                      STAGES * (BM + TD_TILE_N) * td_tile_row<td_bf16>::bytes,
-                  "a part takes the stages' place");
-    int32_t *index = (int32_t *)shared;
-    unsigned char *stages = shared + BM * sizeof(int32_t);
-    const int tile = (int)blockIdx.x / n_parts, rank = (int)blockIdx.x % n_parts;
-    const int m0 = tile % m_tiles * BM, n0 = tile / m_tiles * TD_TILE_N;
-    const int n_blocks = (a.K + TD_TILE_K - 1) / TD_TILE_K;
-    float acc[W::MF][W::NF][4] = {};
-    number_rows(index, BM, m0, a.M);
-    const gemm_store store = {a, m0, n0};
-    td_tile_sum<td_bf16, BM, ALIGNED, STAGES>(tile_of(a, n0, index, sizeof(td_bf16)), stages,
-                                              n_blocks * rank / n_parts,
-                                              n_blocks * (rank + 1) / n_parts, acc);
-    if (n_parts == 1) {
-        td_tile_give<BM>(acc, store);
-        return;
-    }
-    float *part = (float *)stages;
-    __syncthreads();
-    td_tile_give<BM>(acc, [=](int row, int col, float v) { part[row * PART_ROW + col] = v; });
-    store_parts<BM>(part, n_parts, store);
-}
-
 __global__ void __launch_bounds__(TD_TILE_THREADS) gemm_f32_kernel(td_gemm_args a, int m_tiles)
 {
     __shared__ int32_t index[TD_TILE_F32_M];
@@ -115,24 +65,71 @@ __global__ void __launch_bounds__(TD_TILE_THREADS) gemm_f32_kernel(td_gemm_args 
     td_tile_run_f32(tile_of(a, n0, index, sizeof(float)), store);
 }
 
+/* ---- bf16 ---- */
+
+__device__ static td_bf16_place bf16_place(const td_gemm_args &a, int m0, int n0)
+{
+    return {(const td_bf16 *)a.x + m0 * a.x_stride, (const td_bf16 *)a.w + (int64_t)n0 * a.K,
+            a.M - m0, a.N - n0};
+}
+
+/* The parts of the cluster's blocks in their order; each block stores some of the tile's elements.
+ * part: the block's own, in dynamic shared memory. */
+template <int BT>
+__device__ static void store_parts(const float *part, int n_parts, const gemm_store &store)
+{
+    const int n_each = BT * TD_BF16_ROWS / n_parts, first = td_cluster_rank() * n_each;
+    td_cluster_sync();
+    for (int i = first + (int)threadIdx.x; i < first + n_each; i += td_bf16_tile<BT>::THREADS) {
+        const int token = i / TD_BF16_ROWS, row = i % TD_BF16_ROWS;
+        const int at = token * td_wgmma_results<TD_BF16_ROWS, BT>::PITCH + row;
+        float v[TD_CLUSTER_MAX];
+#pragma unroll
+        for (int p = 0; p < TD_CLUSTER_MAX; p++)
+            v[p] = p < n_parts ? td_cluster_peer(part, p)[at] : 0.0f;
+        float sum = v[0];
+#pragma unroll
+        for (int p = 1; p < TD_CLUSTER_MAX; p++)
+            sum = p < n_parts ? sum + v[p] : sum;
+        store(token, row, sum);
+    }
+    td_cluster_sync(); /* nobody reads this block's part any more */
+}
+
+template <int BT, bool ALIGNED, int STAGES>
+__global__ void __launch_bounds__(td_bf16_tile<BT>::THREADS)
+    gemm_bf16_kernel(const __grid_constant__ td_gemm_args a, int m_tiles, int n_parts)
+{
+    extern __shared__ __align__(16) unsigned char shared[];
+    typedef td_bf16_tile<BT> T;
+    static_assert(td_wgmma_results<TD_BF16_ROWS, BT>::BYTES <= STAGES * T::STAGE_BYTES,
+                  "a part takes the stages' place");
+    unsigned char *stages = td_bf16_stages(shared);
+    const int tile = (int)blockIdx.x / n_parts, rank = (int)blockIdx.x % n_parts;
+    const int m0 = tile % m_tiles * BT, n0 = tile / m_tiles * TD_BF16_ROWS;
+    const int n_blocks = (a.K + TD_TILE_K - 1) / TD_TILE_K;
+    const td_bf16_args args = {bf16_place(a, m0, n0), a.x_stride, a.K, NULL};
+    const gemm_store store = {a, m0, n0};
+    float acc[BT / 2];
+    td_bf16_sum<BT, ALIGNED, STAGES>(args, stages, n_blocks * rank / n_parts,
+                                     n_blocks * (rank + 1) / n_parts, acc);
+    if (n_parts == 1) {
+        td_wgmma_store<TD_BF16_ROWS, BT, T::THREADS>((float *)stages, acc, store);
+        return;
+    }
+    td_wgmma_leave<TD_BF16_ROWS, BT>((float *)stages, acc);
+    store_parts<BT>((const float *)stages, n_parts, store);
+}
+
 /* How many parts K comes in: as many as there are SMs for when there is one tile of rows, each with
  * four blocks of K or more. Of N and K alone: every M gives the same sums. */
 static int parts_of(int N, int K)
 {
-    const int64_t n_tiles = td_grid(N, TD_TILE_N), n_blocks = td_grid(K, TD_TILE_K);
+    const int64_t n_tiles = td_grid(N, TD_BF16_ROWS), n_blocks = td_grid(K, TD_TILE_K);
     int n = 1;
     while (n < TD_CLUSTER_MAX && 2 * n * n_tiles <= TD_CUDA_SMS && n_blocks >= 4 * 2 * n)
         n *= 2;
     return n;
-}
-
-template <int BM, bool ALIGNED, int STAGES>
-static td_status launch_stages(const td_gemm_args *a, int n_parts, td_stream *s)
-{
-    const unsigned m_tiles = td_grid(a->M, BM), n_tiles = td_grid(a->N, TD_TILE_N);
-    return td_cluster_launch(
-        s, "gemm", gemm_bf16_kernel<BM, ALIGNED, STAGES>, m_tiles * n_tiles * (unsigned)n_parts,
-        TD_TILE_THREADS, td_tile_shared<td_bf16, BM, STAGES>(), n_parts, *a, (int)m_tiles, n_parts);
 }
 
 /* Whether all blocks run at once with one to an SM: a cluster's are neighbours, and of the SMs a
@@ -142,26 +139,117 @@ static bool fits_once(int64_t n_blocks, int n_ranks)
     return n_blocks <= (n_ranks > 2 ? TD_CUDA_SMS * 3 / 4 : TD_CUDA_SMS);
 }
 
-/* Where parts leave no more than a block to an SM, it has all of its shared memory: more loads in
+template <int BT, bool ALIGNED, int STAGES>
+static td_status launch_stages(const td_gemm_args *a, td_stream *s)
+{
+    const unsigned m_tiles = td_grid(a->M, BT), n_tiles = td_grid(a->N, TD_BF16_ROWS);
+    const int n_parts = parts_of(a->N, a->K);
+    typedef td_bf16_tile<BT> T;
+    return td_cluster_launch(s, "gemm", gemm_bf16_kernel<BT, ALIGNED, STAGES>,
+                             m_tiles * n_tiles * (unsigned)n_parts, T::THREADS, T::bytes(STAGES),
+                             n_parts, *a, (int)m_tiles, n_parts);
+}
+
+/* Where there is no more than a block to an SM, it has all of its shared memory: more loads in
  * flight for the same bits. */
-template <int BM, bool ALIGNED, int DEEP>
-static td_status launch_bf16(const td_gemm_args *a, td_stream *s)
+template <int BT, int DEEP> static td_status launch_bf16(const td_gemm_args *a, td_stream *s)
 {
     const int n_parts = parts_of(a->N, a->K);
-    const int64_t n_tiles = (int64_t)td_grid(a->M, BM) * td_grid(a->N, TD_TILE_N);
-    if (n_parts > 1 && fits_once(n_tiles * n_parts, n_parts))
-        return launch_stages<BM, ALIGNED, DEEP>(a, n_parts, s);
-    return launch_stages<BM, ALIGNED, TD_TILE_STAGES>(a, n_parts, s);
+    const int64_t n_tiles = (int64_t)td_grid(a->M, BT) * td_grid(a->N, TD_BF16_ROWS);
+    if (fits_once(n_tiles * n_parts, n_parts))
+        return launch_stages<BT, true, DEEP>(a, s);
+    return launch_stages<BT, true, TD_TILE_STAGES>(a, s);
+}
+
+/* Many rows of y, to where a wide tile's threads put them. */
+template <typename Y> struct place_of_y {
+    const td_gemm_args &a;
+    int m0, n0, n_rows, add;
+    __device__ Y *token(int i) const
+    {
+        return m0 + i < a.M ? (Y *)a.y + (m0 + i) * a.y_stride + n0 : NULL;
+    }
+};
+
+template <typename Y> struct bf16_job { /* Y: of y */
+    td_gemm_args a;
+    int64_t x_stride;
+    int K, n_parts, width, m_tiles;
+    __device__ int n_tiles() const
+    {
+        return m_tiles * ((a.N + TD_BF16_WIDE_ROWS - 1) / TD_BF16_WIDE_ROWS);
+    }
+    __device__ td_bf16_place place(int tile) const
+    {
+        return bf16_place(a, tile % m_tiles * width, tile / m_tiles * TD_BF16_WIDE_ROWS);
+    }
+    __device__ place_of_y<Y> out(int tile) const
+    {
+        const int n0 = tile / m_tiles * TD_BF16_WIDE_ROWS;
+        return {a, tile % m_tiles * width, n0, a.N - n0, a.accumulate};
+    }
+};
+
+template <int WIDTH, bool PARTS, typename Y>
+__global__ void __launch_bounds__(TD_BF16_WIDE_THREADS, 1)
+    gemm_bf16_wide_kernel(const __grid_constant__ bf16_job<Y> job)
+{
+    extern __shared__ __align__(16) unsigned char shared[];
+    td_bf16_wide_run<WIDTH, PARTS>(job, shared);
+}
+
+template <int WIDTH, bool PARTS, typename Y>
+static td_status launch_bf16_job(const td_gemm_args *a, td_stream *s)
+{
+    const int m_tiles = (int)td_grid(a->M, WIDTH);
+    const bf16_job<Y> job = {*a, a->x_stride, a->K, parts_of(a->N, a->K), WIDTH, m_tiles};
+    const size_t n_shared = td_bf16_wide<WIDTH>::BYTES;
+    const void *kernel = (const void *)gemm_bf16_wide_kernel<WIDTH, PARTS, Y>;
+    td_status st = td_cuda_allow_shared(s, kernel, n_shared, "gemm");
+    if (st < 0)
+        return st;
+    const unsigned grid = td_bf16_wide_grid((int64_t)m_tiles * td_grid(a->N, TD_BF16_WIDE_ROWS));
+    gemm_bf16_wide_kernel<WIDTH, PARTS, Y>
+        <<<grid, TD_BF16_WIDE_THREADS, n_shared, s->stream>>>(job);
+    return td_cuda_launched(s, "gemm");
+}
+
+template <int WIDTH, bool PARTS>
+static td_status launch_bf16_wide(const td_gemm_args *a, td_stream *s)
+{
+    return a->y_dtype == TD_BF16 ? launch_bf16_job<WIDTH, PARTS, td_bf16>(a, s)
+                                 : launch_bf16_job<WIDTH, PARTS, float>(a, s);
+}
+
+/* No choice here changes a bit of the result. */
+static td_status launch_aligned_bf16(const td_gemm_args *a, td_stream *s)
+{
+    const bool in_parts = parts_of(a->N, a->K) > 1;
+    const int64_t n_tiles = td_grid(a->N, TD_BF16_WIDE_ROWS);
+    const int best = td_bf16_wide_width(n_tiles, a->M, in_parts ? 128 : 192); /* registers */
+    if (a->M <= 8)
+        return launch_bf16<8, 8>(a, s);
+    if (a->M <= FEW_ROWS)
+        return launch_bf16<16, 8>(a, s);
+    if (a->M < WIDE_ROWS)
+        return launch_bf16<32, 6>(a, s);
+    if (a->K == 0 || !td_bf16_wide_enough(n_tiles * td_grid(a->M, best)))
+        return launch_bf16<64, 5>(a, s);
+    if (in_parts)
+        return best == 64 ? launch_bf16_wide<64, true>(a, s) : launch_bf16_wide<128, true>(a, s);
+    return best == 64    ? launch_bf16_wide<64, false>(a, s)
+           : best == 128 ? launch_bf16_wide<128, false>(a, s)
+                         : launch_bf16_wide<192, false>(a, s);
 }
 
 static td_status launch_any_bf16(const td_gemm_args *a, td_stream *s)
 {
     const int64_t row_bits = a->K | (a->M > 1 ? a->x_stride : 0);
-    const bool aligned =
-        ((uintptr_t)a->x | (uintptr_t)a->w | (uintptr_t)row_bits * sizeof(td_bf16)) % 16 == 0;
+    if (((uintptr_t)a->x | (uintptr_t)a->w | (uintptr_t)row_bits * sizeof(td_bf16)) % 16 == 0)
+        return launch_aligned_bf16(a, s);
     if (a->M <= FEW_ROWS)
-        return aligned ? launch_bf16<16, true, 8>(a, s) : launch_bf16<16, false, 8>(a, s);
-    return aligned ? launch_bf16<64, true, 5>(a, s) : launch_bf16<64, false, 5>(a, s);
+        return launch_stages<16, false, TD_TILE_STAGES>(a, s);
+    return launch_stages<64, false, TD_TILE_STAGES>(a, s);
 }
 
 /* ---- e4m3 ---- */
@@ -266,15 +354,7 @@ template <typename Y> struct wide_job { /* Y: of y */
     {
         return tile % m_tiles * tokens + token;
     }
-    struct place_of_tile {
-        const td_gemm_args &a;
-        int m0, n0, n_rows, add;
-        __device__ Y *token(int i) const
-        {
-            return m0 + i < a.M ? (Y *)a.y + (m0 + i) * a.y_stride + n0 : NULL;
-        }
-    };
-    __device__ place_of_tile out(int tile) const
+    __device__ place_of_y<Y> out(int tile) const
     {
         const int n0 = tile / m_tiles * TD_WIDE_ROWS;
         return {a, tile % m_tiles * tokens, n0, a.N - n0, a.accumulate};

@@ -1,9 +1,10 @@
 /* moe_experts_sm90.cu - (token, expert) pairs are sorted by expert on the device, then two grouped
- * products on the tiles of gemm (exact_tile.cuh and wide_tile.cuh for e4m3, tile.cuh otherwise)
- * with silu (and the quantiser) between them, then the sum in top-k order. Expert counts stay in
- * device memory; the grid is for the worst case, and tiles that nobody fills end at once (wide
- * ones: a block to an SM takes those that there are). The second product and the sum go in slices
- * of D that bound the f32 results of single experts; each weight is read once by a chunk. */
+ * products on the tiles of gemm (exact_tile.cuh and wide_tile.cuh for e4m3, bf16_tile.cuh, tile.cuh
+ * for f32) with silu (and the quantiser) between them, then the sum in top-k order. Expert counts
+ * stay in device memory; the grid is for the worst case, and tiles that nobody fills end at once
+ * (wide ones: a block to an SM takes those that there are). The second product and the sum go in
+ * slices of D that bound the f32 results of single experts; each weight is read once by a chunk. */
+#include "kernels/cuda/bf16_tile.cuh"
 #include "kernels/cuda/exact_tile.cuh"
 #include "kernels/cuda/group.cuh"
 #include "kernels/cuda/wide_tile.cuh"
@@ -113,28 +114,34 @@ __device__ static td_tile_args second_tile(const chunk &c, place p, int32_t *ind
     return t;
 }
 
-template <typename E, int BM, bool ALIGNED>
+/* bf16. Dynamic shared memory: the index, then the stages. */
+__device__ static td_bf16_args bf16_args(const td_tile_args &t)
+{
+    return {{(const td_bf16 *)t.x, (const td_bf16 *)t.w, 0, t.n_cols}, t.x_stride, t.K, t.index};
+}
+
+template <int BM, bool ALIGNED>
 __global__ void __launch_bounds__(TD_TILE_THREADS) gate_up_kernel(const __grid_constant__ chunk c)
 {
     extern __shared__ __align__(16) unsigned char shared[];
     place p;
     if (!find_place(c, 0, c.a.I, 2, TD_TILE_N, &p))
         return;
-    const td_tile_args t = first_tile(c, p, (int32_t *)shared, sizeof(E));
+    const td_tile_args t = first_tile(c, p, (int32_t *)shared, sizeof(td_bf16));
     const both_store<td_bf16> store = {c, p};
-    td_tile_run<E, BM, ALIGNED>(t, shared + BM * sizeof(int32_t), store);
+    td_bf16_run<BM, ALIGNED>(bf16_args(t), td_bf16_stages(shared + BM * sizeof(int32_t)), store);
 }
 
-template <typename E, int BM, bool ALIGNED>
+template <int BM, bool ALIGNED>
 __global__ void __launch_bounds__(TD_TILE_THREADS) down_kernel(const __grid_constant__ chunk c)
 {
     extern __shared__ __align__(16) unsigned char shared[];
     place p;
     if (!find_place(c, c.slice, c.n_slice, 1, TD_TILE_N, &p))
         return;
-    const td_tile_args t = second_tile(c, p, (int32_t *)shared, sizeof(E));
+    const td_tile_args t = second_tile(c, p, (int32_t *)shared, sizeof(td_bf16));
     const part_store store = {c, p};
-    td_tile_run<E, BM, ALIGNED>(t, shared + BM * sizeof(int32_t), store);
+    td_bf16_run<BM, ALIGNED>(bf16_args(t), td_bf16_stages(shared + BM * sizeof(int32_t)), store);
 }
 
 __global__ void __launch_bounds__(TD_TILE_THREADS)
@@ -304,23 +311,23 @@ __global__ void __launch_bounds__(256) combine_kernel(const __grid_constant__ ch
 
 template <int BM, bool ALIGNED> static td_status gate_up_bf16(const chunk &c, td_stream *s)
 {
-    const size_t n_shared = td_tile_shared<td_bf16, BM>();
+    const size_t n_shared = BM * sizeof(int32_t) + td_bf16_tile<BM>::bytes(TD_TILE_STAGES);
     const unsigned n_blocks = (unsigned)c.max_tiles * td_grid(c.a.I, TD_TILE_N) * 2;
-    td_status st = td_cuda_allow_shared(s, (const void *)gate_up_kernel<td_bf16, BM, ALIGNED>,
-                                        n_shared, "moe_experts");
+    td_status st =
+        td_cuda_allow_shared(s, (const void *)gate_up_kernel<BM, ALIGNED>, n_shared, "moe_experts");
     if (st == TD_OK)
-        gate_up_kernel<td_bf16, BM, ALIGNED><<<n_blocks, TD_TILE_THREADS, n_shared, s->stream>>>(c);
+        gate_up_kernel<BM, ALIGNED><<<n_blocks, TD_TILE_THREADS, n_shared, s->stream>>>(c);
     return st;
 }
 
 template <int BM, bool ALIGNED> static td_status down_bf16(const chunk &c, td_stream *s)
 {
-    const size_t n_shared = td_tile_shared<td_bf16, BM>();
+    const size_t n_shared = BM * sizeof(int32_t) + td_bf16_tile<BM>::bytes(TD_TILE_STAGES);
     const unsigned n_blocks = (unsigned)c.max_tiles * td_grid(c.n_slice, TD_TILE_N);
-    td_status st = td_cuda_allow_shared(s, (const void *)down_kernel<td_bf16, BM, ALIGNED>,
-                                        n_shared, "moe_experts");
+    td_status st =
+        td_cuda_allow_shared(s, (const void *)down_kernel<BM, ALIGNED>, n_shared, "moe_experts");
     if (st == TD_OK)
-        down_kernel<td_bf16, BM, ALIGNED><<<n_blocks, TD_TILE_THREADS, n_shared, s->stream>>>(c);
+        down_kernel<BM, ALIGNED><<<n_blocks, TD_TILE_THREADS, n_shared, s->stream>>>(c);
     return st;
 }
 

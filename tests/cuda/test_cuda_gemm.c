@@ -4,7 +4,6 @@
  * two differ by less than (2 * (128 + K/128) + 4) * 2^-24 * S; bf16 results by one bf16 step more.
  * Tensor cores may cut where f32 rounds (one unit instead of half of one): twice that. */
 #include "kernels/gemm/gemm.h"
-#include "kernels/head_gemm/head_gemm.h"
 #include "tests/cuda/cuda_test.h"
 
 TD_TEST_MAIN
@@ -16,20 +15,6 @@ typedef struct {
     size_t nx, nw, n_xs, n_ws;
     kt_out want, got;
 } problem;
-
-static void fill(kt_rng *rng, void *x, size_t n, td_dtype dtype, int integers)
-{
-    kt_fill_act(rng, x, n, 1.0f, dtype);
-    for (size_t i = 0; i < n && integers; i++) {
-        float v = (float)kt_int(rng, -4, 4);
-        if (dtype == TD_F32)
-            ((float *)x)[i] = v;
-        else if (dtype == TD_BF16)
-            ((td_bf16 *)x)[i] = td_f32_to_bf16(v);
-        else
-            ((uint8_t *)x)[i] = td_f32_to_e4m3(v);
-    }
-}
 
 static float *scales(kt_rng *rng, size_t n, int integers)
 {
@@ -52,8 +37,8 @@ static problem make(kt_rng *rng, int M, int N, int K, td_dtype dtype, int intege
     p.nw = (size_t)N * (size_t)K * size;
     p.x = kt_alloc(p.nx);
     p.w = kt_alloc(p.nw);
-    fill(rng, p.x, p.nx / size, dtype, integers);
-    fill(rng, p.w, p.nw / size, dtype, integers);
+    ct_fill(rng, p.x, p.nx / size, dtype, integers);
+    ct_fill(rng, p.w, p.nw / size, dtype, integers);
     if (dtype == TD_E4M3) {
         p.n_xs = (size_t)(M * kb) * 4;
         p.n_ws = (size_t)(td_ceil_div(N, 128) * kb) * 4;
@@ -88,8 +73,8 @@ static void run_ref(problem *p)
     TD_EQ(TD_OK, td_gemm_ref(&a, NULL));
 }
 
-/* rows: how many go in one call. */
-static void run_gpu(ct_gpu *g, problem *p, int rows)
+/* rows: how many go in one call, up to row `until`; those behind it go in one. */
+static void run_mixed(ct_gpu *g, problem *p, int rows, int until)
 {
     td_gemm_args a = p->a;
     const int kb = td_ceil_div(a.K, 128);
@@ -99,8 +84,9 @@ static void run_gpu(ct_gpu *g, problem *p, int rows)
     char *y = ct_out(g, &p->got);
     a.w = ct_up(g, p->w, p->nw);
     a.ws = ct_up(g, p->ws, p->n_ws);
-    for (int m = 0; m < p->a.M || m == 0; m += rows) {
-        a.M = p->a.M - m < rows ? p->a.M - m : rows;
+    for (int m = 0; m < p->a.M || m == 0; m += a.M > 0 ? a.M : 1) {
+        const int left = p->a.M - m;
+        a.M = m >= until || left < rows ? left : rows;
         a.x = x + (size_t)(m * a.x_stride) * td_dtype_bytes(a.dtype);
         a.xs = xs == NULL ? NULL : xs + m * kb;
         a.y = y + (size_t)m * p->got.stride;
@@ -108,6 +94,11 @@ static void run_gpu(ct_gpu *g, problem *p, int rows)
     }
     ct_fetch(g, &p->got, y);
     ct_clear(g);
+}
+
+static void run_gpu(ct_gpu *g, problem *p, int rows)
+{
+    run_mixed(g, p, rows, p->a.M);
 }
 
 /* In batches of `rows` the result is p->want's. */
@@ -261,6 +252,56 @@ TEST(a_row_of_bf16_gemm_has_the_same_bits_in_every_batch_where_k_is_split)
     ct_close(&g);
 }
 
+/* bf16 of many rows has wide tiles, of 64, 128 and 192 rows of x, K in one or in parts: shapes that
+ * take each of them, with one tile for a block of threads and with several. Rows 16-byte aligned,
+ * as the tiles want them. */
+static const int wide_sizes[][3] = {
+    /* M, N, K */
+    {40, 8500, 136},   {70, 8500, 264},   {130, 8500, 72},    {257, 8500, 392},
+    {400, 8500, 136},  {300, 4300, 520},  {64, 9000, 8},      {33, 8456, 640},
+    {300, 2112, 1104}, {600, 2112, 2056}, {1100, 2112, 1104}, {570, 1000, 4096}};
+
+static problem make_wide(kt_rng *rng, size_t i, int integers)
+{
+    problem p = make(rng, wide_sizes[i][0], wide_sizes[i][1], wide_sizes[i][2], TD_BF16, integers);
+    p.a.x_stride = p.a.K; /* the rows that make() drew, closer together */
+    return p;
+}
+
+TEST(bf16_gemm_of_small_integers_equals_the_judge_in_every_wide_tile)
+{
+    kt_rng rng = kt_seeded();
+    ct_gpu g = ct_open();
+    for (size_t i = 0; i < sizeof(wide_sizes) / sizeof(*wide_sizes); i++) {
+        problem p = make_wide(&rng, i, 1);
+        run_ref(&p);
+        run_gpu(&g, &p, p.a.M);
+        kt_out_same(&p.want, &p.got);
+        drop(&p);
+    }
+    ct_close(&g);
+}
+
+TEST(a_row_of_bf16_gemm_has_the_same_bits_through_every_tile)
+{
+    static const int rows[] = {1, 7, 8, 9, 16, 17, 32, 33, 64, 65, 129};
+    kt_rng rng = kt_seeded();
+    ct_gpu g = ct_open();
+    for (size_t i = 0; i < sizeof(wide_sizes) / sizeof(*wide_sizes); i++) {
+        problem p = make_wide(&rng, i, 0);
+        run_gpu(&g, &p, p.a.M);
+        memcpy(p.want.base, p.got.base, kt_out_bytes(&p.got));
+        run_gpu(&g, &p, p.a.M); /* twice */
+        kt_out_same(&p.want, &p.got);
+        for (size_t k = i % 3; k < sizeof(rows) / sizeof(*rows); k += 3) { /* a third with each */
+            run_mixed(&g, &p, rows[k], 2 * rows[k] + 5);
+            kt_out_same(&p.want, &p.got);
+        }
+        drop(&p);
+    }
+    ct_close(&g);
+}
+
 /* e4m3 has tiles of many sizes, chosen by M and N: shapes that take each of them, and sizes around
  * their edges. Rows 16-byte aligned, as the tiles want them. */
 static const int tile_sizes[][3] = {
@@ -371,119 +412,6 @@ TEST(gemm_puts_nan_and_infinity_where_the_judge_has_them)
         run_gpu(&g, &p, p.a.M + 1);
         ct_near(&p.want, &p.got, p.a.y_dtype, 0, 0.0f);
         drop(&p);
-    }
-    ct_close(&g);
-}
-
-/* ---- head_gemm ---- */
-
-typedef struct {
-    td_head_gemm_args a;
-    void *x, *w;
-    size_t nx, nw;
-    kt_out want, got; /* rows of H heads */
-} heads;
-
-static heads make_heads(kt_rng *rng, int i, int integers)
-{
-    heads p = {.a = {.act = i % 2 ? TD_BF16 : TD_F32}};
-    const size_t size = td_dtype_bytes(p.a.act);
-    do {
-        p.a.T = KT_PICK(rng, 1, 2, 5, 16, 17, 70);
-        p.a.H = KT_PICK(rng, 1, 2, 5, 16);
-        p.a.N = KT_PICK(rng, 1, 3, 64, 128, 130, 512);
-        p.a.K = KT_PICK(rng, 1, 15, 16, 64, 128, 200, 512);
-    } while ((int64_t)p.a.T * p.a.H * p.a.N * p.a.K > 6000000);
-    p.a.x_head = p.a.K + (kt_int(rng, 0, 1) ? 0 : kt_int(rng, 0, 5));
-    p.a.x_row = p.a.H * p.a.x_head;
-    p.a.y_head = p.a.N + kt_int(rng, 0, 5);
-    p.a.y_row = p.a.H * p.a.y_head;
-    p.nx = (size_t)((p.a.T - 1) * p.a.x_row + (p.a.H - 1) * p.a.x_head + p.a.K) * size;
-    p.nw = (size_t)(p.a.H * p.a.N) * (size_t)p.a.K * size;
-    p.x = kt_alloc(p.nx);
-    p.w = kt_alloc(p.nw);
-    fill(rng, p.x, p.nx / size, p.a.act, integers);
-    fill(rng, p.w, p.nw / size, p.a.act, integers);
-    p.want = kt_out_new((size_t)(p.a.T * p.a.H), (size_t)p.a.N * size, (size_t)p.a.y_head * size);
-    p.got = kt_out_new((size_t)(p.a.T * p.a.H), (size_t)p.a.N * size, (size_t)p.a.y_head * size);
-    return p;
-}
-
-static void run_heads(ct_gpu *g, heads *p, int rows)
-{
-    td_head_gemm_args a = p->a;
-    const size_t size = td_dtype_bytes(a.act);
-    kt_out_poison(&p->got);
-    const char *x = ct_up(g, p->x, p->nx);
-    char *y = ct_out(g, &p->got);
-    a.w = ct_up(g, p->w, p->nw);
-    for (int t = 0; t < p->a.T; t += rows) {
-        a.T = p->a.T - t < rows ? p->a.T - t : rows;
-        a.x = x + (size_t)(t * a.x_row) * size;
-        a.y = y + (size_t)(t * a.y_row) * size;
-        TD_EQ(TD_OK, g->ops->head_gemm(&a, g->stream));
-    }
-    ct_fetch(g, &p->got, y);
-    ct_clear(g);
-}
-
-static void judge_heads(heads *p)
-{
-    td_head_gemm_args a = p->a;
-    a.x = p->x;
-    a.w = p->w;
-    a.y = p->want.p;
-    TD_EQ(TD_OK, td_head_gemm_ref(&a, NULL));
-}
-
-static void drop_heads(heads *p)
-{
-    kt_out_free(&p->want);
-    kt_out_free(&p->got);
-    free(p->x);
-    free(p->w);
-}
-
-TEST(head_gemm_of_small_integers_equals_the_judge)
-{
-    kt_rng rng = kt_seeded();
-    ct_gpu g = ct_open();
-    for (int i = 0; i < ct_rounds(40); i++) {
-        heads p = make_heads(&rng, i, 1);
-        judge_heads(&p);
-        run_heads(&g, &p, p.a.T);
-        kt_out_same(&p.want, &p.got);
-        drop_heads(&p);
-    }
-    ct_close(&g);
-}
-
-/* The judge adds K products one after the other: K roundings more. */
-TEST(head_gemm_sums_are_within_rounding_and_rows_do_not_depend_on_the_batch)
-{
-    kt_rng rng = kt_seeded();
-    ct_gpu g = ct_open();
-    for (int i = 0; i < ct_rounds(30); i++) {
-        heads p = make_heads(&rng, i, 0);
-        judge_heads(&p);
-        run_heads(&g, &p, p.a.T);
-        for (int r = 0; r < p.a.T * p.a.H; r++)
-            for (int n = 0; n < p.a.N; n++) {
-                const size_t x = (size_t)(r / p.a.H * p.a.x_row + r % p.a.H * p.a.x_head);
-                const size_t w = (size_t)(r % p.a.H * p.a.N + n) * (size_t)p.a.K;
-                double s = 0, steps = 2.0 * (2 * 128 + p.a.K + 8);
-                for (int k = 0; k < p.a.K; k++)
-                    s += fabs((double)kt_get(p.x, x + (size_t)k, p.a.act) *
-                              (double)kt_get(p.w, w + (size_t)k, p.a.act));
-                double want = (double)kt_get(p.want.p, (size_t)(r * p.a.y_head + n), p.a.act);
-                double got = (double)kt_get(p.got.p, (size_t)(r * p.a.y_head + n), p.a.act);
-                double bound = steps * 0x1p-24 * s + (p.a.act == TD_BF16 ? 0x1p-7 * fabs(want) : 0);
-                TD_TRUE(fabs(got - want) <= bound);
-            }
-        memcpy(p.want.base, p.got.base, kt_out_bytes(&p.got));
-        run_heads(&g, &p, kt_int(&rng, 1, 20));
-        kt_out_same(&p.want, &p.got);
-        drop_heads(&p);
     }
     ct_close(&g);
 }

@@ -2,7 +2,7 @@
  * copy rate of the same run, multiply-adds at the nominal tensor rate of an H100 or H200 SXM: 1979
  * TFLOP/s e4m3, 989.5 bf16). Random data; weights rotate through more than the caches hold. A row
  * is the median of 7 rounds of calls one behind the other; calls below some 5 us are bound by
- * launches. Usage: bench_cuda [gpu [gemm | moe | attention | few]] */
+ * launches. Usage: bench_cuda [gpu [gemm | moe | attention | few | bf16]] */
 #include "common/base/clock.h"
 #include "kernels/backend.h"
 
@@ -192,6 +192,62 @@ static void measure_gemm(gpu *g, td_dtype dtype, int M, int N, int K)
     td_device_free(g->device, (void *)(uintptr_t)j.a.xs);
     td_device_free(g->device, (void *)(uintptr_t)j.a.ws);
     td_device_free(g->device, j.a.y);
+}
+
+/* ---- head_gemm: 128 heads, as attention has it ---- */
+
+#define HEADS 128
+
+typedef struct {
+    td_head_gemm_args a;
+    unsigned char *w;
+    int n_copies;
+} heads_job;
+
+static void call_heads(gpu *g, void *arg, int i)
+{
+    heads_job *j = arg;
+    j->a.w = j->w + (size_t)(i % j->n_copies) * HEADS * (size_t)j->a.N * (size_t)j->a.K * 2;
+    must(g->ops->head_gemm(&j->a, g->stream), NULL, "head_gemm");
+}
+
+static void measure_heads(gpu *g, int T, int N, int K)
+{
+    const size_t w = (size_t)HEADS * (size_t)N * (size_t)K * 2;
+    const size_t x = (size_t)HEADS * (size_t)T * (size_t)K * 2;
+    const size_t y = (size_t)HEADS * (size_t)T * (size_t)N * 2;
+    heads_job j = {.a = {.T = T, .H = HEADS, .N = N, .K = K, .act = TD_BF16}};
+    char what[80];
+    j.a.x_head = K;
+    j.a.x_row = (int64_t)HEADS * K;
+    j.a.y_head = N;
+    j.a.y_row = (int64_t)HEADS * N;
+    j.n_copies = (int)(ROTATE_BYTES / w) + 1;
+    j.w = random_memory(g, w * (size_t)j.n_copies);
+    j.a.x = random_memory(g, x);
+    j.a.y = device_memory(g, y);
+    snprintf(what, sizeof(what), "head_gemm bf16 %d of %dx%d T %d", HEADS, N, K, T);
+    row(g, what, median_time(g, call_heads, &j), 2.0 * HEADS * T * N * K, BF16_RATE,
+        (double)w + (double)x + (double)y);
+    td_device_free(g->device, j.w);
+    td_device_free(g->device, (void *)(uintptr_t)j.a.x);
+    td_device_free(g->device, j.a.y);
+}
+
+static void measure_bf16(gpu *g)
+{
+    static const int sizes[][2] = {/* N, K */
+                                   {64, 7168},
+                                   {256, 7168},
+                                   {4096, 7168},
+                                   {7168, 14336}};
+    static const int Ms[] = {1, 8, 16, 32, 64, 128, 256, 1024, 4096};
+    for (size_t m = 0; m < sizeof(Ms) / sizeof(*Ms); m++) {
+        for (size_t i = 0; i < sizeof(sizes) / sizeof(*sizes); i++)
+            measure_gemm(g, TD_BF16, Ms[m], sizes[i][0], sizes[i][1]);
+        measure_heads(g, Ms[m], 512, 128);
+        measure_heads(g, Ms[m], 128, 512);
+    }
 }
 
 /* ---- moe_experts: whole experts, and a rank's share of TP8 ---- */
@@ -430,18 +486,14 @@ static void measure_topk(gpu *g, int T, int len, int stride)
 
 static void measure_few(gpu *g)
 {
-    static const struct {
-        td_dtype dtype;
-        int N, K;
-    } products[] = {{TD_BF16, 64, 7168},    {TD_BF16, 256, 7168},  {TD_BF16, 4096, 7168},
-                    {TD_BF16, 7168, 14336}, {TD_E4M3, 128, 7168},  {TD_E4M3, 576, 7168},
-                    {TD_E4M3, 1536, 7168},  {TD_E4M3, 2048, 7168}, {TD_E4M3, 24576, 1536},
-                    {TD_E4M3, 18432, 7168}, {TD_E4M3, 7168, 16384}};
+    static const int products[][2] = {/* N, K */
+                                      {128, 7168},   {576, 7168},   {1536, 7168}, {2048, 7168},
+                                      {24576, 1536}, {18432, 7168}, {7168, 16384}};
     static const int Ms[] = {1, 8, 32, 128, 4096};
     static const int lens[] = {4096, 16384, 65536, 163840};
     for (size_t i = 0; i < sizeof(products) / sizeof(*products); i++)
         for (size_t m = 0; m < sizeof(Ms) / sizeof(*Ms); m++)
-            measure_gemm(g, products[i].dtype, Ms[m], products[i].N, products[i].K);
+            measure_gemm(g, TD_E4M3, Ms[m], products[i][0], products[i][1]);
     for (size_t m = 0; m < sizeof(Ms) / sizeof(*Ms); m++) {
         measure_norm(g, Ms[m], 7168);
         measure_norm(g, Ms[m], 1536);
@@ -478,8 +530,8 @@ int main(int argc, char **argv)
     for (size_t s = 0; s < sizeof(shapes) / sizeof(*shapes) && wanted(argc, argv, "gemm"); s++)
         for (size_t m = 0; m < sizeof(Ms) / sizeof(*Ms); m++)
             measure_gemm(&g, TD_E4M3, Ms[m], shapes[s][0], shapes[s][1]);
-    for (size_t m = 0; m < sizeof(Ms) / sizeof(*Ms) && wanted(argc, argv, "gemm"); m++)
-        measure_gemm(&g, TD_BF16, Ms[m], 4096, 7168);
+    if (wanted(argc, argv, "bf16"))
+        measure_bf16(&g);
     if (wanted(argc, argv, "moe")) {
         measure_moe(&g, 256, 1);
         measure_moe(&g, 2048, 64);
