@@ -1,12 +1,11 @@
 /* gemm_sm90.cu - e4m3: few rows: a block per tile of 8 to 32 rows of x and 16 to 64 of w on wgmma,
  * see exact_tile.cuh, or with K's blocks spread over warpgroups and blocks, the same sums, see
- * exact_few.cuh; more: tiles of 32 to 128 rows of x and 128 of w, see wide_tile.cuh. bf16: tiles
- * of 8 to 64 rows of x and 64 of w, see bf16_tile.cuh, by a cluster of 1 to 8 blocks: where N is
- * small K is split between them, by N and K alone, and the parts are added in their order, so that
- * a row's bits are the same in any batch; many rows of x: tiles of 64 to 192 and 128 of w, in which
- * the parts follow each other, see bf16_wide.cuh. f32, the generic path: a block per tile, K in
- * one.
- */
+ * exact_few.cuh (few columns, too); more: tiles of 32 to 128 rows of x and 128 of w, see
+ * wide_tile.cuh. bf16: tiles of 8 to 64 rows of x and 64 of w, see bf16_tile.cuh, by a cluster of 1
+ * to 8 blocks: where N is small K is split between them, by N and K alone, and the parts are added
+ * in their order, so that a row's bits are the same in any batch; many rows of x: tiles of 64 to
+ * 192 and 128 of w, in which the parts follow each other, see bf16_wide.cuh. f32, the generic path:
+ * a block per tile, K in one. */
 #include "kernels/cuda/bf16_wide.cuh"
 #include "kernels/cuda/cluster.cuh"
 #include "kernels/cuda/exact_few.cuh"
@@ -17,9 +16,9 @@ extern "C" {
 
 #define FEW_ROWS 16
 #define MAX_SHARED (227 << 10) /* of a block */
-#define MAX_FEW_BLOCKS 256     /* of K, for products of few tokens */
+#define MAX_FEW_BLOCKS 256     /* of K, for products of few tokens or columns */
 #define LONG_FEW_BLOCKS 32     /* so many are worth their warpgroups where every SM has tiles */
-#define WIDE_ROWS 33           /* and more: wide tiles, of bf16 if there are enough of them */
+#define WIDE_ROWS 33           /* and more: wide tiles, unless these are few */
 
 /* The tile's rows of x: first .. first + n - 1 of M. */
 __device__ static void number_rows(int32_t *index, int n, int first, int M)
@@ -280,8 +279,8 @@ static td_status launch_e4m3(const td_gemm_args *a, td_stream *s)
     return td_cuda_launched(s, "gemm");
 }
 
-/* Few tokens: K's blocks over warpgroups, and where there are few tiles of columns over the blocks
- * of a cluster, see exact_few.cuh. */
+/* Few tokens, or few columns: K's blocks over warpgroups, and where there are few tiles over the
+ * blocks of a cluster, see exact_few.cuh. */
 template <int BT>
 __global__ void __launch_bounds__(td_exact_few<BT>::THREADS)
     gemm_e4m3_few_kernel(const __grid_constant__ td_gemm_args a, int m_tiles, int n_ranks)
@@ -395,13 +394,13 @@ static td_status launch_any_e4m3(const td_gemm_args *a, td_stream *s)
             16 !=
         0)
         return launch_e4m3<64, 32, false>(a, s);
-    if (a->M >= WIDE_ROWS)
-        return a->y_dtype == TD_BF16 ? launch_wide<td_bf16>(a, s) : launch_wide<float>(a, s);
     const td_status few = a->M <= 8    ? launch_few<8>(a, s)
                           : a->M <= 16 ? launch_few<16>(a, s)
                                        : launch_few<32>(a, s);
     if (few != TD_PENDING)
         return few;
+    if (a->M >= WIDE_ROWS)
+        return a->y_dtype == TD_BF16 ? launch_wide<td_bf16>(a, s) : launch_wide<float>(a, s);
     const e4m3_choice *best = &e4m3_choices[0];
     for (size_t i = 1; i < sizeof(e4m3_choices) / sizeof(*e4m3_choices); i++)
         if (e4m3_cost(&e4m3_choices[i], a) < e4m3_cost(best, a))

@@ -3,7 +3,9 @@
 how long its KV is still under way after its last layer ("exposed").
 
     bench_exposed.py --bin DIR [--prefill-gpu N] [--decode-gpu N] [--kv-path auto|ring|direct] [--model slice:...]
-                     [--prompts A,B,..] [--rounds N] [--backend cuda|cpu]
+                     [--prompts A,B,..] [--rounds N] [--drafts N] [--backend cuda|cpu]
+
+With drafts decode wants the draft layer's KV, too, which is computed last; without, the draft layer's time hides the rest.
 
 DIR: an installed tree's bin, or a build tree. Needs tests/cuda/test_cuda_daemons.py, which lies beside it in a
 relocatable tar.
@@ -63,14 +65,16 @@ def main():
     parser.add_argument("--model", default="slice:layers=4,dense=1,drafts=1")
     parser.add_argument("--prompts", default="1024,4096,16384")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--drafts", type=int, default=3)
     parser.add_argument("--backend", choices=("cuda", "cpu"), default="cuda")
     args = daemons.ARGS = parser.parse_args()
     args.gpu, daemons.READY_S = args.prefill_gpu, LOADING_S
     with tempfile.TemporaryDirectory() as folder:
         make_config(args.model, folder)
-        with Cluster(folder, args.backend, prefill=("--chunk", "4096"), decode=("--gpu", str(args.decode_gpu))) as c:
-            print(f"{args.model}, prefill on GPU {args.prefill_gpu}, decode on {args.decode_gpu}, pages by",
-                  *c.kv_paths())
+        with Cluster(folder, args.backend, drafts=args.drafts, prefill=("--chunk", "4096"),
+                     decode=("--gpu", str(args.decode_gpu))) as c:
+            print(f"{args.model}, {args.drafts} drafts, prefill on GPU {args.prefill_gpu}, decode on {args.decode_gpu}, "
+                  "pages by", *c.kv_paths())
             for n in map(int, args.prompts.split(",")):
                 prompt = pathlib.Path(folder) / "ids.json"
                 prompt.write_text(json.dumps([256 + i * 7919 % 4096 for i in range(n)]))
