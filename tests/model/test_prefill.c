@@ -178,7 +178,8 @@ TEST(a_batch_of_prompts_is_each_of_them_alone_on_three_ranks_whatever_the_split)
             a.moe = b.moe = moe == 0 ? TD_MOE_FUSED : TD_MOE_EP;
             b.split = TD_CP_IN_SEQ;
             alone_equals_together(dir, &a, &b);
-            alone_equals_together(dir, &b, &a);
+            if (!TD_SANITIZED)
+                alone_equals_together(dir, &b, &a);
         }
 }
 
@@ -224,7 +225,8 @@ TEST(a_prompt_in_chunks_is_the_whole_prompt)
         chunked_equals_whole(dir, &o);
         o = options(precise, 2);
         o.split = TD_CP_IN_SEQ;
-        chunked_equals_whole(dir, &o);
+        if (!TD_SANITIZED)
+            chunked_equals_whole(dir, &o);
         o.split = TD_CP_ROUND_ROBIN;
         o.moe = TD_MOE_EP;
         chunked_equals_whole(dir, &o);

@@ -112,7 +112,7 @@ static void crowd_equals_alone(int precise, uint32_t n_ranks)
         alone[i] = w.r[i];
     }
     for (uint32_t k = 0; k <= 4; k += TD_SANITIZED ? 3 : 1)
-        for (int n = 2; n <= N_SEQS; n += 3) {
+        for (int n = 2; n <= N_SEQS; n += TD_SANITIZED ? 6 : 3) {
             td_tensor_world_run(&w, 0, n, k);
             for (int i = 0; i < n; i++)
                 TD_MEM(alone[i].tokens[0], w.r[i].tokens[0],
