@@ -193,16 +193,10 @@ static inline void ct_result_free(ct_result *r)
 /* Inputs of a product: small integers, whose sums are exact, or a layer's values. */
 static inline void ct_fill(kt_rng *rng, void *x, size_t n, td_dtype dtype, int integers)
 {
-    kt_fill_act(rng, x, n, 1.0f, dtype);
-    for (size_t i = 0; i < n && integers; i++) {
-        float v = (float)kt_int(rng, -4, 4);
-        if (dtype == TD_F32)
-            ((float *)x)[i] = v;
-        else if (dtype == TD_BF16)
-            ((td_bf16 *)x)[i] = td_f32_to_bf16(v);
-        else
-            ((uint8_t *)x)[i] = td_f32_to_e4m3(v);
-    }
+    if (integers)
+        kt_fill_integers(rng, x, n, 4, dtype);
+    else
+        kt_fill_act(rng, x, n, 1.0f, dtype);
 }
 
 /* Every element within `ulps` units in the last place, or within `abs` (where sums cancel); NaN

@@ -24,13 +24,11 @@ typedef struct {
 /* scale 0: small integers. */
 static const void *numbers(ct_gpu *g, kt_rng *rng, size_t n, td_dtype dtype, float scale)
 {
-    void *x;
-    if (scale == 0.0f) {
-        x = kt_moe_integers(rng, n, dtype);
-    } else {
-        x = kt_alloc(n * td_dtype_bytes(dtype));
+    void *x = kt_alloc(n * td_dtype_bytes(dtype));
+    if (scale == 0.0f)
+        kt_fill_integers(rng, x, n, 2, dtype);
+    else
         kt_fill_act(rng, x, n, scale, dtype);
-    }
     const void *d = ct_up(g, x, n * td_dtype_bytes(dtype));
     free(x);
     return d;

@@ -88,6 +88,20 @@ static inline void kt_fill_act(kt_rng *rng, void *x, size_t n, float scale, td_d
         kt_fill_e4m3(rng, x, n);
 }
 
+/* -most .. most, small enough for each type to hold exactly. */
+static inline void kt_fill_integers(kt_rng *rng, void *x, size_t n, int most, td_dtype dtype)
+{
+    for (size_t i = 0; i < n; i++) {
+        const float v = (float)kt_int(rng, -most, most);
+        if (dtype == TD_F32)
+            ((float *)x)[i] = v;
+        else if (dtype == TD_BF16)
+            ((td_bf16 *)x)[i] = td_f32_to_bf16(v);
+        else
+            ((uint8_t *)x)[i] = td_f32_to_e4m3(v);
+    }
+}
+
 static inline float kt_get(const void *x, size_t i, td_dtype dtype)
 {
     return dtype == TD_F32    ? ((const float *)x)[i]

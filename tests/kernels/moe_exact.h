@@ -8,15 +8,7 @@
 static inline void *kt_moe_integers(kt_rng *rng, size_t n, td_dtype dtype)
 {
     void *x = kt_alloc(n * td_dtype_bytes(dtype));
-    for (size_t i = 0; i < n; i++) {
-        const float f = (float)kt_int(rng, -2, 2);
-        if (dtype == TD_F32)
-            ((float *)x)[i] = f;
-        else if (dtype == TD_BF16)
-            ((td_bf16 *)x)[i] = td_f32_to_bf16(f);
-        else
-            ((uint8_t *)x)[i] = td_f32_to_e4m3(f);
-    }
+    kt_fill_integers(rng, x, n, 2, dtype);
     return x;
 }
 

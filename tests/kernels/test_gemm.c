@@ -24,20 +24,6 @@ static int n_groups(int K)
     return td_ceil_div(K, TD_QUANT_GROUP);
 }
 
-/* A small integer that each type holds exactly: -4..4. */
-static void fill_integers(kt_rng *rng, void *x, size_t n, td_dtype dtype)
-{
-    for (size_t i = 0; i < n; i++) {
-        float v = (float)kt_int(rng, -4, 4);
-        if (dtype == TD_F32)
-            ((float *)x)[i] = v;
-        else if (dtype == TD_BF16)
-            ((td_bf16 *)x)[i] = td_f32_to_bf16(v);
-        else
-            ((uint8_t *)x)[i] = td_f32_to_e4m3(v);
-    }
-}
-
 static void fill_scales(kt_rng *rng, float *s, size_t n, values v)
 {
     for (size_t i = 0; i < n; i++)
@@ -58,8 +44,8 @@ static problem make(kt_rng *rng, int M, int N, int K, td_dtype dtype, values v)
     p.x = kt_alloc(nx * size);
     p.w = kt_alloc(nw * size);
     if (v == INTEGERS) {
-        fill_integers(rng, p.x, nx, dtype);
-        fill_integers(rng, p.w, nw, dtype);
+        kt_fill_integers(rng, p.x, nx, 4, dtype);
+        kt_fill_integers(rng, p.w, nw, 4, dtype);
     } else {
         kt_fill_act(rng, p.x, nx, 1.0f, dtype);
         kt_fill_act(rng, p.w, nw, 1.0f, dtype);

@@ -14,14 +14,10 @@ typedef struct {
 
 static void fill(kt_rng *rng, void *x, size_t n, td_dtype act, int integers)
 {
-    kt_fill_act(rng, x, n, 1.0f, act);
-    for (size_t i = 0; i < n && integers; i++) {
-        float v = (float)kt_int(rng, -4, 4);
-        if (act == TD_F32)
-            ((float *)x)[i] = v;
-        else
-            ((td_bf16 *)x)[i] = td_f32_to_bf16(v);
-    }
+    if (integers)
+        kt_fill_integers(rng, x, n, 4, act);
+    else
+        kt_fill_act(rng, x, n, 1.0f, act);
 }
 
 /* Heads of y stand side by side with a gap, as parts of wider rows. */
